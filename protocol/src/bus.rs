@@ -1,0 +1,343 @@
+//! What services say to each other over NATS. MessagePack with named fields; `v` is the version of the message.
+//!
+//! A receiver ignores fields it does not know and refuses a version it does not know.
+
+use crate::{
+    ArtifactId, Attempt, BuilderId, CrateName, Features, JobId, JobState, Kind, Limits, Outcome, Priority,
+    Sha256Hex, Stage, Target, VersionId, codec,
+};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+pub const VERSION: u8 = 1;
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Decode(#[from] codec::Error),
+    #[error("bus message of version {0}, this program knows {VERSION}")]
+    Version(u8),
+}
+
+/// A message with its version beside its fields.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Envelope<T> {
+    v: u8,
+    #[serde(flatten)]
+    message: T,
+}
+
+#[derive(Deserialize)]
+struct VersionOnly {
+    v: u8,
+}
+
+pub fn encode<T: Serialize>(message: &T) -> Vec<u8> {
+    codec::Encoding::MsgPack.encode(&Envelope { v: VERSION, message })
+}
+
+pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
+    let VersionOnly { v } = codec::Encoding::MsgPack.decode(bytes)?;
+    if v != VERSION {
+        return Err(Error::Version(v));
+    }
+    Ok(codec::Encoding::MsgPack.decode::<Envelope<T>>(bytes)?.message)
+}
+
+/// API node -> dispatchers, on `build.request.<builder>`: this connection now waits for so many jobs in all.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct BuildRequest {
+    pub builder: BuilderId,
+    /// The connection that asks; a job for it goes to `node`.
+    pub connection: String,
+    pub node: String,
+    pub targets: Vec<Target>,
+    /// 0: it waits for none any more.
+    pub slots: u16,
+    /// Grows by one with each request of a connection: an older one that comes late changes nothing.
+    pub serial: u64,
+}
+
+/// To one API node, on `node.<node>`, or to all, on `node.all`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum NodeMessage {
+    Assign {
+        connection: String,
+        builder: BuilderId,
+        job: AssignedJob,
+    },
+    Cancel {
+        builder: BuilderId,
+        job: JobId,
+        attempt: Attempt,
+        grace_s: u32,
+    },
+    /// The builder's key was disabled or removed: end its connection.
+    Disabled {
+        builder: BuilderId,
+    },
+    /// The builder is to finish what runs and to get nothing new.
+    Drain {
+        builder: BuilderId,
+    },
+}
+
+/// A job as the queue hands it out; the API node adds URLs and a token.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AssignedJob {
+    pub id: JobId,
+    pub attempt: Attempt,
+    #[serde(rename = "crate")]
+    pub krate: CrateName,
+    pub version: String,
+    pub source: String,
+    /// The source wants a registry token: the API node fetches it for the builder.
+    pub private: bool,
+    pub sha256: Sha256Hex,
+    pub index: Option<String>,
+    pub kind: Kind,
+    pub target: Target,
+    pub features: Features,
+    pub limits: Limits,
+    pub lease_s: u32,
+}
+
+/// API node -> dispatchers, on `build.outcome.<job>`: acknowledged to the builder once it is stored here.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct OutcomeMessage {
+    pub job: JobId,
+    pub attempt: Attempt,
+    pub builder: BuilderId,
+    pub outcome: Outcome,
+    pub last_seq: u64,
+    pub manifest: Option<String>,
+    pub signature: Option<String>,
+    /// Unix milliseconds.
+    pub at_ms: i64,
+}
+
+/// A numbered event of an attempt's log, on `log.<job>.<attempt>`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LogMessage {
+    pub job: JobId,
+    pub attempt: Attempt,
+    /// The builder's event number.
+    pub seq: u64,
+    /// Unix milliseconds, when an API node received it.
+    pub at_ms: i64,
+    pub body: LogBody,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum LogBody {
+    Stage {
+        stage: Stage,
+    },
+    Text {
+        /// Bytes of log before this chunk.
+        offset: u64,
+        text: String,
+    },
+    /// The attempt ended: nothing follows.
+    End {
+        state: JobState,
+    },
+}
+
+/// A domain event, on `event....`: what viewers of jobs, crates, builders and the queue see.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EventMessage {
+    /// Unix milliseconds.
+    pub at_ms: i64,
+    pub event: DomainEvent,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum DomainEvent {
+    Job(JobChanged),
+    Version(VersionChanged),
+    Builder { builder: BuilderId, name: String, state: BuilderState },
+    Queue { queued: u64, running: u64 },
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct JobChanged {
+    pub job: JobId,
+    #[serde(rename = "crate")]
+    pub krate: CrateName,
+    pub version: String,
+    pub kind: Kind,
+    pub target: Target,
+    pub features: Features,
+    pub priority: Priority,
+    pub state: JobState,
+    /// 0 before the first.
+    pub attempt: Attempt,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stage: Option<Stage>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub builder: Option<BuilderId>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<crate::FailureClass>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct VersionChanged {
+    #[serde(rename = "crate")]
+    pub krate: CrateName,
+    pub version: String,
+    pub id: VersionId,
+    pub change: VersionChange,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VersionChange {
+    Published,
+    Yanked,
+    Unyanked,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BuilderState {
+    Connected,
+    Disconnected,
+    Registered,
+    Enabled,
+    Disabled,
+    Draining,
+}
+
+/// API node -> any dispatcher, a request on `registry.refresh`: look at the registry now.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RefreshRequest {
+    #[serde(rename = "crate")]
+    pub krate: CrateName,
+}
+
+/// The answer to a [`RefreshRequest`]: what the database now says is what the registry says.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "result", rename_all = "snake_case")]
+pub enum RefreshReply {
+    Fresh,
+    /// The registry has no such crate.
+    NotFound,
+    /// The registry could not be asked; the message is for an operator.
+    Unavailable {
+        message: String,
+    },
+}
+
+/// API node -> counters, on `download.<node>`: counts since the batch before it.
+///
+/// (`node`, `epoch`) names one run of one publisher and `batch` counts up from 1 within it: that, not a stream's
+/// sequence, tells a counter what it has applied already.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DownloadBatch {
+    pub node: String,
+    /// Unix milliseconds of the publisher's start.
+    pub epoch: i64,
+    pub batch: u64,
+    pub counts: Vec<DownloadCount>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DownloadCount {
+    pub artifact: ArtifactId,
+    /// Days since 1970-01-01, UTC.
+    pub day: i32,
+    pub client: ClientClass,
+    pub count: u64,
+}
+
+/// What asked for a download, from its user agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ClientClass {
+    Binstall,
+    Apt,
+    Cargo,
+    Curl,
+    Browser,
+    Other,
+}
+
+impl ClientClass {
+    pub const ALL: [Self; 6] =
+        [Self::Binstall, Self::Apt, Self::Cargo, Self::Curl, Self::Browser, Self::Other];
+
+    pub fn of_user_agent(agent: &str) -> Self {
+        let agent = agent.get(..256).unwrap_or(agent).to_ascii_lowercase();
+        let has = |word: &str| agent.contains(word);
+        if ["bot", "crawler", "spider"].into_iter().any(has) {
+            Self::Other
+        } else if agent.starts_with("cargo-binstall/") {
+            Self::Binstall
+        } else if has("apt-http/") || agent.starts_with("debian apt") {
+            Self::Apt
+        } else if agent.starts_with("cargo/") || agent.starts_with("cargo ") {
+            Self::Cargo
+        } else if agent.starts_with("curl/") || agent.starts_with("wget/") {
+            Self::Curl
+        } else if agent.starts_with("mozilla/") {
+            Self::Browser
+        } else {
+            Self::Other
+        }
+    }
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Binstall => "binstall",
+            Self::Apt => "apt",
+            Self::Cargo => "cargo",
+            Self::Curl => "curl",
+            Self::Browser => "browser",
+            Self::Other => "other",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn user_agents_have_a_class() {
+        for (agent, class) in [
+            ("cargo-binstall/1.17.4", ClientClass::Binstall),
+            ("Debian APT-HTTP/1.3 (2.6.1)", ClientClass::Apt),
+            ("cargo/1.95.0 (f2d3ce0bd 2026-03-21)", ClientClass::Cargo),
+            ("curl/7.88.1", ClientClass::Curl),
+            ("Wget/1.21", ClientClass::Curl),
+            ("Mozilla/5.0 (X11; Linux x86_64)", ClientClass::Browser),
+            ("Mozilla/5.0 (compatible; Googlebot/2.1)", ClientClass::Other),
+            ("", ClientClass::Other),
+        ] {
+            assert_eq!(ClientClass::of_user_agent(agent), class, "{agent}");
+        }
+        // A cut inside a character must not panic.
+        ClientClass::of_user_agent(&"ä".repeat(200));
+    }
+
+    #[test]
+    fn another_version_is_refused() {
+        let mut bytes = encode(&LogMessage {
+            job: JobId(1),
+            attempt: Attempt(1),
+            seq: 1,
+            at_ms: 0,
+            body: LogBody::Text { offset: 0, text: "x".into() },
+        });
+        assert!(decode::<LogMessage>(&bytes).is_ok());
+        let position = bytes.iter().position(|byte| *byte == VERSION).unwrap();
+        bytes[position] = 2;
+        assert!(matches!(decode::<LogMessage>(&bytes), Err(Error::Version(2))));
+        assert!(decode::<LogMessage>(b"").is_err());
+    }
+}

@@ -1,0 +1,49 @@
+//! One newtype per id that could be swapped with another.
+
+use serde::{Deserialize, Serialize};
+use std::{fmt, num::ParseIntError, str::FromStr};
+
+macro_rules! id {
+    ($($(#[$doc:meta])* $name:ident($inner:ty)),+ $(,)?) => {$(
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(transparent)]
+        pub struct $name(pub $inner);
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+
+        impl From<$inner> for $name {
+            fn from(inner: $inner) -> Self {
+                Self(inner)
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = ParseIntError;
+            fn from_str(text: &str) -> Result<Self, ParseIntError> {
+                text.parse().map(Self)
+            }
+        }
+    )+};
+}
+
+id! {
+    /// A row of `crates`.
+    CrateId(i64),
+    /// A row of `versions`.
+    VersionId(i64),
+    /// One version x kind x target x feature variant that is to be built once.
+    JobId(i64),
+    /// The number of a try at a job, from 1. Every write about a job carries it: it fences.
+    Attempt(i32),
+    /// A row of `builders`.
+    BuilderId(i64),
+    /// A row of `artifacts`.
+    ArtifactId(i64),
+    /// A row of `users`.
+    UserId(i64),
+}

@@ -1,0 +1,98 @@
+//! Topics: what a viewer can follow, and which subjects feed it.
+
+use crate::{CrateName, JobId, subjects};
+use std::{fmt, str::FromStr};
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Topic {
+    /// `job.<id>`: state and stages of one job.
+    Job(JobId),
+    /// `job.<id>.log`: the log of a job, attempt after attempt.
+    JobLog(JobId),
+    /// `crate.<name>`: versions and jobs of one crate.
+    Crate(CrateName),
+    /// `builds`: all jobs.
+    Builds,
+    /// `builders`: who comes and goes.
+    Builders,
+    /// `queue`: how long it is.
+    Queue,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("unknown topic {0:?}: expected job.<id>, job.<id>.log, crate.<name>, builds, builders or queue")]
+pub struct Error(String);
+
+impl Topic {
+    /// The stream that stores it, and the subjects in it that feed it.
+    pub fn source(&self) -> (&'static str, String) {
+        match self {
+            Self::Job(job) => (subjects::EVENTS_STREAM, format!("event.job.*.{job}")),
+            Self::JobLog(job) => (subjects::LOGS_STREAM, subjects::log_of_job(*job)),
+            Self::Crate(name) => (subjects::EVENTS_STREAM, format!("event.*.{name}.>")),
+            Self::Builds => (subjects::EVENTS_STREAM, "event.job.>".into()),
+            Self::Builders => (subjects::EVENTS_STREAM, "event.builder.>".into()),
+            Self::Queue => (subjects::EVENTS_STREAM, subjects::QUEUE_EVENT.into()),
+        }
+    }
+}
+
+impl FromStr for Topic {
+    type Err = Error;
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let error = || Error(text.chars().take(80).collect());
+        let job = |id: &str| id.parse().ok().filter(|id: &JobId| id.0 > 0).ok_or_else(error);
+        match text.split_once('.') {
+            None if text == "builds" => Ok(Self::Builds),
+            None if text == "builders" => Ok(Self::Builders),
+            None if text == "queue" => Ok(Self::Queue),
+            Some(("crate", name)) => name.parse().map(Self::Crate).map_err(|_| error()),
+            Some(("job", rest)) => match rest.strip_suffix(".log") {
+                Some(id) => job(id).map(Self::JobLog),
+                None => job(rest).map(Self::Job),
+            },
+            _ => Err(error()),
+        }
+    }
+}
+
+impl fmt::Display for Topic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Job(job) => write!(f, "job.{job}"),
+            Self::JobLog(job) => write!(f, "job.{job}.log"),
+            Self::Crate(name) => write!(f, "crate.{name}"),
+            Self::Builds => f.write_str("builds"),
+            Self::Builders => f.write_str("builders"),
+            Self::Queue => f.write_str("queue"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn topics_parse_back() {
+        for text in ["job.7", "job.7.log", "crate.hexyl", "builds", "builders", "queue"] {
+            assert_eq!(text.parse::<Topic>().unwrap().to_string(), text);
+        }
+        for bad in [
+            "",
+            "job",
+            "job.",
+            "job.x",
+            "job.0",
+            "job.-1",
+            "job.1.log.log",
+            "crate.",
+            "crate.a.b",
+            "crate.*",
+            "builds.x",
+            "log.>",
+        ] {
+            assert!(bad.parse::<Topic>().is_err(), "{bad}");
+        }
+    }
+}
