@@ -64,7 +64,7 @@ pub enum NodeMessage {
     Assign {
         connection: String,
         builder: BuilderId,
-        job: AssignedJob,
+        job: Box<AssignedJob>,
     },
     Cancel {
         builder: BuilderId,

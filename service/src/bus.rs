@@ -1,0 +1,127 @@
+//! The connection to NATS, and publishing that returns once the message is stored.
+
+use crate::{backoff::Backoff, config::NatsUrl};
+use anyhow::Context as _;
+use async_nats::{
+    Client, ConnectOptions, HeaderMap,
+    connection::State,
+    jetstream::{self, context::PublishErrorKind},
+};
+use bytes::Bytes;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// One wait for an acknowledgement; a node that lost its leader never answers.
+const ACK_TIMEOUT: Duration = Duration::from_secs(2);
+/// Publishes under way per process before the next one waits.
+const MAX_ACKS_PENDING: usize = 8_192;
+
+/// A handle to the bus; clones share one connection.
+#[derive(Debug, Clone)]
+pub struct Bus {
+    pub client: Client,
+    pub jetstream: jetstream::Context,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The message may or may not be stored; publishing it again with the same id is safe.
+    #[error("the bus did not store the message in time: {0}")]
+    Unavailable(String),
+    /// The stream is full or refuses the message.
+    #[error("the bus refused the message: {0}")]
+    Refused(String),
+}
+
+/// Where a message stands in its stream.
+#[derive(Debug, Clone, Copy)]
+pub struct Stored {
+    pub sequence: u64,
+    /// The stream had this message id already.
+    pub duplicate: bool,
+}
+
+impl Bus {
+    /// Connects in the background and for as long as the process lives: a bus that is away is not an error here.
+    pub async fn connect(url: &NatsUrl, name: &str) -> anyhow::Result<Self> {
+        let user = url.servers.first().and_then(async_nats::ServerAddr::username).unwrap_or(name);
+        let client = ConnectOptions::new()
+            .name(name)
+            // Each user may listen only below its own prefix, so that none can read another's answers.
+            .custom_inbox_prefix(format!("_INBOX.{user}"))
+            .retry_on_initial_connect()
+            .connection_timeout(Duration::from_secs(3))
+            .ping_interval(Duration::from_secs(5))
+            .reconnect_delay_callback(|attempts| Duration::from_millis(50) * (1 << attempts.clamp(0, 6)))
+            .event_callback(async |event| tracing::info!(%event, "bus connection"))
+            .connect(url.servers.clone())
+            .await
+            .context("cannot set up the bus connection")?;
+        let jetstream = jetstream::ContextBuilder::new()
+            .timeout(Duration::from_secs(5))
+            .ack_timeout(ACK_TIMEOUT)
+            .max_ack_inflight(MAX_ACKS_PENDING)
+            .build(client.clone());
+        Ok(Self { client, jetstream })
+    }
+
+    /// For `/readyz`.
+    pub fn check(&self) -> Result<(), String> {
+        match self.client.connection_state() {
+            State::Connected => Ok(()),
+            state => Err(format!("the connection is {state}")),
+        }
+    }
+
+    /// Publishes until the stream has it, with the same id at each try, for at most `patience`.
+    pub async fn store(
+        &self,
+        subject: &str,
+        id: &str,
+        payload: Bytes,
+        patience: Duration,
+    ) -> Result<Stored, Error> {
+        let deadline = Instant::now() + patience;
+        let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
+        loop {
+            let error =
+                match tokio::time::timeout_at(deadline, self.try_store(subject, id, payload.clone())).await {
+                    Ok(Ok(stored)) => return Ok(stored),
+                    Ok(Err(Error::Refused(why))) => return Err(Error::Refused(why)),
+                    Ok(Err(error)) => error,
+                    Err(_) => return Err(Error::Unavailable("no acknowledgement".into())),
+                };
+            let wait = backoff.next_wait();
+            if Instant::now() + wait >= deadline {
+                return Err(error);
+            }
+            tracing::warn!(subject, %error, "publishing again");
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    async fn try_store(&self, subject: &str, id: &str, payload: Bytes) -> Result<Stored, Error> {
+        let mut headers = HeaderMap::new();
+        headers.insert(async_nats::header::NATS_MESSAGE_ID, id);
+        let sent = self.jetstream.publish_with_headers(subject.to_owned(), headers, payload).await;
+        let ack = match sent {
+            Ok(ack) => ack.await,
+            Err(error) => Err(error),
+        };
+        match ack {
+            Ok(ack) => Ok(Stored { sequence: ack.sequence, duplicate: ack.duplicate }),
+            Err(error) if error.kind() == PublishErrorKind::Other && is_refusal(&error) => {
+                Err(Error::Refused(error.to_string()))
+            }
+            Err(error) => Err(Error::Unavailable(error.to_string())),
+        }
+    }
+}
+
+/// A stream that is full says so with an error of its own; a retry within a request cannot help.
+fn is_refusal(error: &jetstream::context::PublishError) -> bool {
+    let text = format!("{error:?}");
+    ["maximum bytes exceeded", "maximum messages exceeded", "message size exceeds"]
+        .iter()
+        .any(|m| text.contains(m))
+}

@@ -1,0 +1,107 @@
+//! Liveness, readiness and metrics of a process, over HTTP.
+
+use axum::{Json, Router, extract::State, http::StatusCode, response::IntoResponse, routing::get};
+use futures_util::future::{BoxFuture, join_all};
+use metrics_exporter_prometheus::PrometheusHandle;
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+use tokio_util::sync::CancellationToken;
+
+/// A dependency that has not answered by then counts as missing: probes have deadlines of their own.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
+/// One answer serves all probes of this long, so that probing costs the dependencies nothing.
+const CHECK_TTL: Duration = Duration::from_millis(500);
+
+type Check = Box<dyn Fn() -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
+
+/// What a process needs to serve, and whether it has it.
+#[derive(Clone)]
+pub struct Health(Arc<Inner>);
+
+struct Inner {
+    checks: Mutex<Vec<(&'static str, Arc<Check>)>>,
+    last: tokio::sync::Mutex<Option<(Instant, Vec<Missing>)>>,
+    shutdown: CancellationToken,
+    metrics: PrometheusHandle,
+}
+
+impl std::fmt::Debug for Health {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Health").finish_non_exhaustive()
+    }
+}
+
+/// A dependency that is away, and why, in a sentence without secrets.
+#[derive(Debug, Clone)]
+struct Missing {
+    name: &'static str,
+    why: String,
+}
+
+impl Health {
+    pub(crate) fn new(shutdown: CancellationToken, metrics: PrometheusHandle) -> Self {
+        Self(Arc::new(Inner {
+            checks: Mutex::default(),
+            last: tokio::sync::Mutex::default(),
+            shutdown,
+            metrics,
+        }))
+    }
+
+    /// Adds a dependency: `check` says what is wrong with it, if anything.
+    pub fn require<F, Fut>(&self, name: &'static str, check: F)
+    where
+        F: Fn() -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<(), String>> + Send + 'static,
+    {
+        let check: Check = Box::new(move || Box::pin(check()));
+        self.0.checks.lock().unwrap_or_else(PoisonError::into_inner).push((name, Arc::new(check)));
+    }
+
+    /// `/healthz`, `/readyz` and `/metrics`.
+    pub fn router<S: Clone + Send + Sync + 'static>(&self) -> Router<S> {
+        Router::new()
+            .route("/healthz", get(async || "ok\n"))
+            .route("/readyz", get(readyz))
+            .route("/metrics", get(metrics))
+            .with_state(self.clone())
+    }
+
+    async fn missing(&self) -> Vec<Missing> {
+        let mut last = self.0.last.lock().await;
+        if let Some((at, missing)) = &*last
+            && at.elapsed() < CHECK_TTL
+        {
+            return missing.clone();
+        }
+        let checks = self.0.checks.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let results = join_all(checks.iter().map(|(name, check)| async move {
+            let result = tokio::time::timeout(CHECK_TIMEOUT, check()).await;
+            let why = result.unwrap_or_else(|_| Err("no answer in time".into())).err()?;
+            Some(Missing { name, why })
+        }));
+        let missing: Vec<_> = results.await.into_iter().flatten().collect();
+        *last = Some((Instant::now(), missing.clone()));
+        missing
+    }
+}
+
+async fn readyz(State(health): State<Health>) -> impl IntoResponse {
+    if health.0.shutdown.is_cancelled() {
+        return (
+            StatusCode::SERVICE_UNAVAILABLE,
+            Json(serde_json::json!({"ready": false, "draining": true})),
+        );
+    }
+    let missing = health.missing().await;
+    let status = if missing.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let list: serde_json::Map<_, _> =
+        missing.into_iter().map(|m| (m.name.to_owned(), m.why.into())).collect();
+    (status, Json(serde_json::json!({"ready": list.is_empty(), "missing": list})))
+}
+
+async fn metrics(State(health): State<Health>) -> impl IntoResponse {
+    ([("content-type", "text/plain; version=0.0.4")], health.0.metrics.render())
+}
