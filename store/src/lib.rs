@@ -1,1 +1,21 @@
-//! cratemill-store
+//! Postgres, a file per table or state machine, and the object store. The only crate that spells SQL.
+//!
+//! Free functions over a connection; the caller owns the transaction.
+
+pub mod artifacts;
+pub mod attempts;
+pub mod builders;
+pub mod crates;
+pub mod database;
+pub mod downloads;
+pub mod jobs;
+pub mod objects;
+pub mod outbox;
+pub mod queue;
+pub mod sessions;
+pub mod targets;
+pub mod uploads;
+pub mod versions;
+
+pub use database::{Database, connect};
+pub use sqlx::{Error, PgConnection, PgPool};

@@ -1,0 +1,129 @@
+//! Tries at jobs: how each ended, and where its log is.
+
+use crate::queue::result_name;
+use cratemill_protocol::{Attempt, JobId, Outcome};
+use sqlx::PgConnection;
+use time::OffsetDateTime;
+
+#[derive(Debug, Clone, sqlx::FromRow)]
+pub struct Row {
+    #[sqlx(try_from = "i64", rename = "job_id")]
+    pub job: JobId,
+    #[sqlx(try_from = "i32")]
+    pub attempt: Attempt,
+    pub builder_id: i64,
+    pub builder_name: String,
+    pub assigned_at: OffsetDateTime,
+    pub accepted_at: Option<OffsetDateTime>,
+    pub ended_at: Option<OffsetDateTime>,
+    pub result: Option<String>,
+    pub message: Option<String>,
+    pub stage: Option<String>,
+    pub timings: Option<serde_json::Value>,
+}
+
+pub async fn of_job(conn: &mut PgConnection, job: JobId) -> sqlx::Result<Vec<Row>> {
+    sqlx::query_as(
+        "SELECT a.job_id, a.attempt, a.builder_id, b.name AS builder_name, a.assigned_at, a.accepted_at, a.ended_at,
+                a.result, a.message, a.stage, a.timings
+         FROM attempts a JOIN builders b ON b.id = a.builder_id WHERE a.job_id = $1 ORDER BY a.attempt",
+    )
+    .bind(job.0)
+    .fetch_all(conn)
+    .await
+}
+
+/// Notes how an attempt ended; the first word stands.
+pub async fn end(
+    conn: &mut PgConnection,
+    job: JobId,
+    attempt: Attempt,
+    outcome: &Outcome,
+    last_seq: Option<u64>,
+) -> sqlx::Result<()> {
+    let (message, timings) = match outcome {
+        Outcome::Succeeded { timings } => (None, serde_json::to_value(timings).ok()),
+        Outcome::Failed { message, timings, .. } => {
+            (Some(message.as_str()), serde_json::to_value(timings).ok())
+        }
+        Outcome::Cancelled => (None, None),
+    };
+    sqlx::query(
+        "UPDATE attempts SET ended_at = now(), result = $3, message = $4, timings = $5, last_seq = $6
+         WHERE job_id = $1 AND attempt = $2 AND ended_at IS NULL",
+    )
+    .bind(job.0)
+    .bind(attempt.0)
+    .bind(result_name(outcome))
+    .bind(message)
+    .bind(timings)
+    .bind(last_seq.and_then(|seq| i64::try_from(seq).ok()))
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// Where to read the log of an attempt.
+#[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
+pub struct Log {
+    #[sqlx(try_from = "i32")]
+    pub attempt: Attempt,
+    pub ended: bool,
+    /// In the object store, gzip; none: still on the bus.
+    pub log_object: Option<String>,
+    pub log_bytes: Option<i64>,
+    /// succeeded, cancelled or a failure class, once it ended.
+    pub result: Option<String>,
+}
+
+/// The log of this attempt, or of the newest.
+pub async fn log(conn: &mut PgConnection, job: JobId, attempt: Option<Attempt>) -> sqlx::Result<Option<Log>> {
+    sqlx::query_as(
+        "SELECT attempt, ended_at IS NOT NULL AS ended, log_object, log_bytes, result FROM attempts
+         WHERE job_id = $1 AND ($2::int IS NULL OR attempt = $2) ORDER BY attempt DESC LIMIT 1",
+    )
+    .bind(job.0)
+    .bind(attempt.map(|attempt| attempt.0))
+    .fetch_optional(conn)
+    .await
+}
+
+/// An ended attempt whose log is still on the bus.
+#[derive(Debug, Clone, sqlx::FromRow)]
+pub struct ToArchive {
+    #[sqlx(try_from = "i64", rename = "job_id")]
+    pub job: JobId,
+    #[sqlx(try_from = "i32")]
+    pub attempt: Attempt,
+    pub last_seq: Option<i64>,
+    pub result: Option<String>,
+}
+
+/// Those that ended first.
+pub async fn to_archive(conn: &mut PgConnection, limit: i64) -> sqlx::Result<Vec<ToArchive>> {
+    sqlx::query_as(
+        "SELECT job_id, attempt, last_seq, result FROM attempts
+         WHERE ended_at IS NOT NULL AND log_object IS NULL ORDER BY ended_at LIMIT $1",
+    )
+    .bind(limit)
+    .fetch_all(conn)
+    .await
+}
+
+/// The log is in the object store now.
+pub async fn archived(
+    conn: &mut PgConnection,
+    job: JobId,
+    attempt: Attempt,
+    object: &str,
+    bytes: i64,
+) -> sqlx::Result<()> {
+    sqlx::query("UPDATE attempts SET log_object = $3, log_bytes = $4 WHERE job_id = $1 AND attempt = $2")
+        .bind(job.0)
+        .bind(attempt.0)
+        .bind(object)
+        .bind(bytes)
+        .execute(conn)
+        .await?;
+    Ok(())
+}

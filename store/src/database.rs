@@ -1,0 +1,108 @@
+//! The pool, the migrations, locks for work that one process does alone, and notifications.
+
+use sqlx::{
+    PgConnection, PgPool,
+    postgres::{PgConnectOptions, PgListener, PgPoolOptions},
+};
+use std::time::Duration;
+
+static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("../migrations");
+
+/// Connections per process: enough for a busy node, and a hundred of them fit a default server ten times.
+const MAX_CONNECTIONS: u32 = 10;
+/// A request that gets no connection by then is answered with 503.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
+
+#[derive(Debug, Clone, clap::Args)]
+pub struct Database {
+    /// Postgres: `postgres://user:password@host/database`.
+    #[arg(long, env = "DATABASE_URL", value_name = "URL", hide_env_values = true)]
+    pub database_url: DatabaseUrl,
+}
+
+/// A URL that sqlx accepts; its password shows nowhere.
+#[derive(Clone)]
+pub struct DatabaseUrl(PgConnectOptions);
+
+impl std::fmt::Debug for DatabaseUrl {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "DatabaseUrl({}:{})", self.0.get_host(), self.0.get_port())
+    }
+}
+
+impl std::str::FromStr for DatabaseUrl {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        text.parse().map(Self).map_err(|error: sqlx::Error| format!("not a Postgres URL: {error}"))
+    }
+}
+
+/// A pool that connects when first used: a database that is away is not an error here.
+pub fn connect(url: &DatabaseUrl, name: &str) -> PgPool {
+    PgPoolOptions::new()
+        .max_connections(MAX_CONNECTIONS)
+        .acquire_timeout(ACQUIRE_TIMEOUT)
+        .connect_lazy_with(url.0.clone().application_name(name))
+}
+
+/// Brings the schema up to date; safe when several processes do it at once.
+pub async fn migrate(pool: &PgPool) -> Result<(), sqlx::migrate::MigrateError> {
+    MIGRATIONS.run(pool).await
+}
+
+/// For `/readyz`.
+pub async fn check(pool: &PgPool) -> Result<(), String> {
+    match sqlx::query("SELECT 1").execute(pool).await {
+        Ok(_) => Ok(()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// Work that at most one process does at a time. The numbers are part of the schema: never reuse one.
+#[derive(Debug, Clone, Copy)]
+pub enum Alone {
+    Outbox = 1,
+    RegistryWatch = 2,
+}
+
+/// "CRML": keeps our advisory locks apart from others' in the same database.
+const LOCK_CLASS: i32 = 0x4352_4d4c;
+
+/// Takes the lock until the transaction of `conn` ends; false if another process has it.
+pub async fn try_lock(conn: &mut PgConnection, work: Alone) -> sqlx::Result<bool> {
+    sqlx::query_scalar("SELECT pg_try_advisory_xact_lock($1, $2)")
+        .bind(LOCK_CLASS)
+        .bind(work as i32)
+        .fetch_one(conn)
+        .await
+}
+
+/// What a [`listen`]er can wait for. A notification is a hint: whoever waits looks again from time to time anyway.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Channel {
+    /// A job can be assigned, or a builder waits.
+    Jobs,
+    /// The outbox has something.
+    Outbox,
+}
+
+impl Channel {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Jobs => "cratemill_jobs",
+            Self::Outbox => "cratemill_outbox",
+        }
+    }
+}
+
+pub async fn listen(pool: &PgPool, channels: &[Channel]) -> sqlx::Result<PgListener> {
+    let mut listener = PgListener::connect_with(pool).await?;
+    listener.listen_all(channels.iter().map(|channel| channel.name())).await?;
+    Ok(listener)
+}
+
+/// Sent when the transaction commits; several in one transaction arrive as one.
+pub async fn notify(conn: &mut PgConnection, channel: Channel) -> sqlx::Result<()> {
+    sqlx::query("SELECT pg_notify($1, '')").bind(channel.name()).execute(conn).await?;
+    Ok(())
+}

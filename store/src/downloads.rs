@@ -1,0 +1,169 @@
+//! Download counts: batches in, sums out.
+
+use cratemill_protocol::{
+    CrateName,
+    bus::{DownloadBatch, DownloadCount},
+};
+use sqlx::PgConnection;
+use std::collections::BTreeMap;
+use time::{Date, Duration, macros::date};
+
+/// Applies batches that are not applied yet; the counts and the mark of what is counted commit together.
+///
+/// The publisher's own numbers decide, not the bus's: (node, epoch) names a run of a publisher, and its batches come
+/// in order. Returns how many downloads were counted.
+pub async fn apply(conn: &mut PgConnection, batches: &[DownloadBatch]) -> sqlx::Result<u64> {
+    let mut marks = lock_marks(conn, batches).await?;
+    let mut sums: BTreeMap<(i64, i32, &'static str), i64> = BTreeMap::new();
+    let mut ordered: Vec<_> = batches.iter().collect();
+    ordered.sort_by_key(|batch| (&batch.node, batch.epoch, batch.batch));
+    for batch in ordered {
+        let mark = marks.entry((batch.node.clone(), batch.epoch)).or_default();
+        if batch.batch <= *mark {
+            continue;
+        }
+        *mark = batch.batch;
+        for count in &batch.counts {
+            let sum = sums.entry(key(count)).or_default();
+            *sum = sum.saturating_add(i64::try_from(count.count).unwrap_or(i64::MAX));
+        }
+    }
+    write_sums(conn, &sums).await?;
+    write_marks(conn, &marks).await?;
+    Ok(sums.values().map(|sum| sum.unsigned_abs()).sum())
+}
+
+fn key(count: &DownloadCount) -> (i64, i32, &'static str) {
+    (count.artifact.0, count.day, count.client.as_str())
+}
+
+/// The newest batch counted of each publisher named here; the rows stay locked, in one order.
+async fn lock_marks(
+    conn: &mut PgConnection,
+    batches: &[DownloadBatch],
+) -> sqlx::Result<BTreeMap<(String, i64), u64>> {
+    let (nodes, epochs) = publishers(batches.iter().map(|batch| (batch.node.as_str(), batch.epoch)));
+    sqlx::query(
+        "INSERT INTO download_batches (node, epoch, batch)
+         SELECT DISTINCT node, epoch, 0 FROM unnest($1::text[], $2::bigint[]) AS p (node, epoch) ORDER BY 1, 2
+         ON CONFLICT DO NOTHING",
+    )
+    .bind(&nodes)
+    .bind(&epochs)
+    .execute(&mut *conn)
+    .await?;
+    let rows: Vec<(String, i64, i64)> = sqlx::query_as(
+        "SELECT node, epoch, batch FROM download_batches
+         WHERE (node, epoch) IN (SELECT * FROM unnest($1::text[], $2::bigint[])) ORDER BY node, epoch FOR UPDATE",
+    )
+    .bind(&nodes)
+    .bind(&epochs)
+    .fetch_all(conn)
+    .await?;
+    Ok(rows.into_iter().map(|(node, epoch, batch)| ((node, epoch), batch.unsigned_abs())).collect())
+}
+
+fn publishers<'a>(pairs: impl Iterator<Item = (&'a str, i64)>) -> (Vec<&'a str>, Vec<i64>) {
+    pairs.collect::<std::collections::BTreeSet<_>>().into_iter().unzip()
+}
+
+/// Upserts in key order, so that two counters never wait for each other in a circle. Artifacts that do not exist
+/// count nowhere.
+async fn write_sums(
+    conn: &mut PgConnection,
+    sums: &BTreeMap<(i64, i32, &'static str), i64>,
+) -> sqlx::Result<()> {
+    let artifacts: Vec<i64> = sums.keys().map(|key| key.0).collect();
+    let days: Vec<Date> = sums.keys().map(|key| day(key.1)).collect();
+    let clients: Vec<&str> = sums.keys().map(|key| key.2).collect();
+    let counts: Vec<i64> = sums.values().copied().collect();
+    sqlx::query(
+        "INSERT INTO downloads_daily (artifact_id, day, client, count)
+         SELECT n.artifact, n.day, n.client, n.count
+         FROM unnest($1::bigint[], $2::date[], $3::text[], $4::bigint[]) AS n (artifact, day, client, count)
+         WHERE EXISTS (SELECT FROM artifacts a WHERE a.id = n.artifact) ORDER BY 1, 2, 3
+         ON CONFLICT (artifact_id, day, client) DO UPDATE SET count = downloads_daily.count + excluded.count",
+    )
+    .bind(artifacts)
+    .bind(days)
+    .bind(clients)
+    .bind(counts)
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+async fn write_marks(conn: &mut PgConnection, marks: &BTreeMap<(String, i64), u64>) -> sqlx::Result<()> {
+    let (nodes, epochs): (Vec<&str>, Vec<i64>) =
+        marks.keys().map(|(node, epoch)| (node.as_str(), *epoch)).unzip();
+    let batches: Vec<i64> = marks.values().map(|batch| i64::try_from(*batch).unwrap_or(i64::MAX)).collect();
+    sqlx::query(
+        "UPDATE download_batches d SET batch = p.batch, seen_at = now()
+         FROM unnest($1::text[], $2::bigint[], $3::bigint[]) AS p (node, epoch, batch)
+         WHERE d.node = p.node AND d.epoch = p.epoch",
+    )
+    .bind(nodes)
+    .bind(epochs)
+    .bind(batches)
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+const EPOCH: Date = date!(1970 - 01 - 01);
+
+/// Days beyond what a calendar holds count on its first or last day.
+fn day(days: i32) -> Date {
+    EPOCH.checked_add(Duration::days(i64::from(days))).unwrap_or(if days < 0 { EPOCH } else { Date::MAX })
+}
+
+#[derive(Debug, Clone, sqlx::FromRow)]
+pub struct Daily {
+    pub day: Date,
+    pub version: String,
+    pub target: String,
+    pub kind: String,
+    pub client: String,
+    pub count: i64,
+}
+
+/// The counts of a crate, the newest day first.
+pub async fn of_crate(
+    conn: &mut PgConnection,
+    krate: &CrateName,
+    from: Date,
+    to: Date,
+) -> sqlx::Result<Vec<Daily>> {
+    sqlx::query_as(
+        "SELECT d.day, v.version, a.target, a.kind, d.client, sum(d.count)::bigint AS count
+         FROM downloads_daily d JOIN artifacts a ON a.id = d.artifact_id
+         JOIN versions v ON v.id = a.version_id JOIN crates c ON c.id = v.crate_id
+         WHERE c.canonical = $1 AND d.day BETWEEN $2 AND $3
+         GROUP BY d.day, v.version, a.target, a.kind, d.client ORDER BY d.day DESC, v.version, a.target, a.kind, d.client",
+    )
+    .bind(krate.canonical())
+    .bind(from)
+    .bind(to)
+    .fetch_all(conn)
+    .await
+}
+
+/// All downloads of a crate, ever.
+pub async fn total(conn: &mut PgConnection, krate: &CrateName) -> sqlx::Result<i64> {
+    sqlx::query_scalar(
+        "SELECT coalesce(sum(d.count), 0)::bigint FROM downloads_daily d JOIN artifacts a ON a.id = d.artifact_id
+         JOIN versions v ON v.id = a.version_id JOIN crates c ON c.id = v.crate_id WHERE c.canonical = $1",
+    )
+    .bind(krate.canonical())
+    .fetch_one(conn)
+    .await
+}
+
+/// Drops the marks of publishers that have been silent for `days`: their messages are long gone from the bus.
+pub async fn forget_publishers(conn: &mut PgConnection, days: i32) -> sqlx::Result<u64> {
+    let done = sqlx::query("DELETE FROM download_batches WHERE seen_at < now() - make_interval(days => $1)")
+        .bind(days)
+        .execute(conn)
+        .await?;
+    Ok(done.rows_affected())
+}

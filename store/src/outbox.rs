@@ -1,0 +1,66 @@
+//! Bus messages that belong to a transaction: written with it, published after it, in order, by one process at a time.
+
+use crate::database::{Channel, notify};
+use cratemill_protocol::{
+    BuilderId, bus,
+    bus::{BuilderState, DomainEvent, EventMessage, JobChanged, VersionChanged},
+    subjects,
+};
+use sqlx::PgConnection;
+use time::OffsetDateTime;
+
+#[derive(Debug, sqlx::FromRow)]
+pub struct Entry {
+    pub id: i64,
+    pub subject: String,
+    pub payload: Vec<u8>,
+}
+
+pub async fn job_changed(conn: &mut PgConnection, job: JobChanged) -> sqlx::Result<()> {
+    let subject = subjects::job_event(&job.krate, job.job);
+    push(conn, &subject, DomainEvent::Job(job)).await
+}
+
+pub async fn version_changed(conn: &mut PgConnection, version: VersionChanged) -> sqlx::Result<()> {
+    let subject = subjects::version_event(&version.krate, version.id);
+    push(conn, &subject, DomainEvent::Version(version)).await
+}
+
+pub async fn builder_changed(
+    conn: &mut PgConnection,
+    builder: BuilderId,
+    name: &str,
+    state: BuilderState,
+) -> sqlx::Result<()> {
+    let event = DomainEvent::Builder { builder, name: name.to_owned(), state };
+    push(conn, &subjects::builder_event(builder), event).await
+}
+
+pub async fn queue_changed(conn: &mut PgConnection, queued: u64, running: u64) -> sqlx::Result<()> {
+    push(conn, subjects::QUEUE_EVENT, DomainEvent::Queue { queued, running }).await
+}
+
+async fn push(conn: &mut PgConnection, subject: &str, event: DomainEvent) -> sqlx::Result<()> {
+    let at_ms =
+        i64::try_from(OffsetDateTime::now_utc().unix_timestamp_nanos() / 1_000_000).unwrap_or(i64::MAX);
+    let payload = bus::encode(&EventMessage { at_ms, event });
+    sqlx::query("INSERT INTO outbox (subject, payload) VALUES ($1, $2)")
+        .bind(subject)
+        .bind(payload)
+        .execute(&mut *conn)
+        .await?;
+    notify(conn, Channel::Outbox).await
+}
+
+/// The oldest entries. The caller holds [`crate::database::Alone::Outbox`].
+pub async fn oldest(conn: &mut PgConnection, limit: i64) -> sqlx::Result<Vec<Entry>> {
+    sqlx::query_as("SELECT id, subject, payload FROM outbox ORDER BY id LIMIT $1")
+        .bind(limit)
+        .fetch_all(conn)
+        .await
+}
+
+pub async fn delete(conn: &mut PgConnection, ids: &[i64]) -> sqlx::Result<()> {
+    sqlx::query("DELETE FROM outbox WHERE id = ANY($1)").bind(ids).execute(conn).await?;
+    Ok(())
+}

@@ -1,0 +1,130 @@
+//! Connections of builders that are logged in, and how many jobs each waits for.
+//!
+//! This is where dispatchers find demand, so that any of them can serve it and none must remember it.
+
+use cratemill_protocol::{BuilderId, Target, bus::BuildRequest};
+use sqlx::PgConnection;
+
+/// A builder that waits.
+#[derive(Debug, Clone, sqlx::FromRow)]
+pub struct Waiting {
+    #[sqlx(try_from = "i64", rename = "builder_id")]
+    pub builder: BuilderId,
+    pub connection: String,
+    pub node: String,
+    pub targets: Vec<String>,
+    pub slots: i32,
+}
+
+/// The builder's connection is this one now; whatever was before is superseded.
+pub async fn open(
+    conn: &mut PgConnection,
+    builder: BuilderId,
+    connection: &str,
+    node: &str,
+    targets: &[Target],
+) -> sqlx::Result<()> {
+    let targets: Vec<&str> = targets.iter().map(|target| &**target).collect();
+    sqlx::query(
+        "INSERT INTO builder_sessions (builder_id, connection, node, targets) VALUES ($1, $2, $3, $4)
+         ON CONFLICT (builder_id) DO UPDATE SET connection = excluded.connection, node = excluded.node,
+             targets = excluded.targets, slots = 0, serial = 0, connected_at = now(), seen_at = now()",
+    )
+    .bind(builder.0)
+    .bind(connection)
+    .bind(node)
+    .bind(targets)
+    .execute(&mut *conn)
+    .await?;
+    sqlx::query("UPDATE builders SET last_seen_at = now() WHERE id = $1")
+        .bind(builder.0)
+        .execute(conn)
+        .await?;
+    Ok(())
+}
+
+/// The connection ended; false if the builder has another one by now.
+pub async fn close(conn: &mut PgConnection, connection: &str) -> sqlx::Result<bool> {
+    let done = sqlx::query("DELETE FROM builder_sessions WHERE connection = $1")
+        .bind(connection)
+        .execute(conn)
+        .await?;
+    Ok(done.rows_affected() == 1)
+}
+
+/// Records what a builder asked for, unless a newer request is recorded already. False: nothing changed.
+pub async fn request(conn: &mut PgConnection, request: &BuildRequest) -> sqlx::Result<bool> {
+    let done = sqlx::query(
+        "UPDATE builder_sessions SET slots = $3, serial = $2, seen_at = now() WHERE connection = $1 AND serial < $2",
+    )
+    .bind(&request.connection)
+    .bind(i64::try_from(request.serial).unwrap_or(i64::MAX))
+    .bind(i32::from(request.slots))
+    .execute(conn)
+    .await?;
+    Ok(done.rows_affected() == 1)
+}
+
+/// Builders that wait, those that came first first; their rows stay locked, and rows that others lock are passed over.
+pub async fn waiting(conn: &mut PgConnection, limit: i64) -> sqlx::Result<Vec<Waiting>> {
+    sqlx::query_as(
+        "SELECT s.builder_id, s.connection, s.node, s.targets, s.slots
+         FROM builder_sessions s JOIN builders b ON b.id = s.builder_id
+         WHERE s.slots > 0 AND b.enabled AND NOT b.drain
+         ORDER BY s.seen_at LIMIT $1 FOR UPDATE OF s SKIP LOCKED",
+    )
+    .bind(limit)
+    .fetch_all(conn)
+    .await
+}
+
+/// Takes slots from builders that got jobs.
+pub async fn take_slots(conn: &mut PgConnection, taken: &[(BuilderId, i32)]) -> sqlx::Result<()> {
+    let (ids, counts): (Vec<i64>, Vec<i32>) =
+        taken.iter().map(|(builder, count)| (builder.0, *count)).unzip();
+    sqlx::query(
+        "UPDATE builder_sessions s SET slots = greatest(s.slots - t.taken, 0)
+         FROM unnest($1::bigint[], $2::int[]) AS t (builder_id, taken) WHERE s.builder_id = t.builder_id",
+    )
+    .bind(ids)
+    .bind(counts)
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// Which node holds the builder's connection.
+pub async fn node_of(conn: &mut PgConnection, builder: BuilderId) -> sqlx::Result<Option<String>> {
+    sqlx::query_scalar("SELECT node FROM builder_sessions WHERE builder_id = $1")
+        .bind(builder.0)
+        .fetch_optional(conn)
+        .await
+}
+
+/// The connections of a node whose process just started: none of them can still be open.
+pub async fn close_all_of_node(conn: &mut PgConnection, node: &str) -> sqlx::Result<u64> {
+    let done = sqlx::query("DELETE FROM builder_sessions WHERE node = $1").bind(node).execute(conn).await?;
+    Ok(done.rows_affected())
+}
+
+/// Marks connections as alive: one statement for all heartbeats that a node got.
+pub async fn seen(conn: &mut PgConnection, connections: &[String]) -> sqlx::Result<()> {
+    sqlx::query("UPDATE builder_sessions SET seen_at = now() WHERE connection = ANY($1)")
+        .bind(connections)
+        .execute(conn)
+        .await?;
+    Ok(())
+}
+
+/// Ends sessions whose node has not spoken of them for `silent_s` seconds: it died.
+pub async fn expire(conn: &mut PgConnection, silent_s: i32) -> sqlx::Result<Vec<(BuilderId, String)>> {
+    let rows: Vec<(i64, String)> = sqlx::query_as(
+        "DELETE FROM builder_sessions s USING builders b
+         WHERE b.id = s.builder_id AND s.seen_at < now() - make_interval(secs => $1)
+         RETURNING b.id, b.name",
+    )
+    .bind(silent_s)
+    .fetch_all(conn)
+    .await?;
+    Ok(rows.into_iter().map(|(id, name)| (BuilderId(id), name)).collect())
+}
