@@ -1,0 +1,308 @@
+//! All of a Cratemill at once.
+
+use crate::{
+    builders::{self, Key},
+    client::Client,
+    data_dir::DataDir,
+    haproxy::{Haproxy, Nodes},
+    nats::Nats,
+    postgres::Postgres,
+    process::Process,
+    redis::Redis,
+    s3::{self, S3},
+    secrets::Secrets,
+    services::{self, Role, Service},
+};
+use anyhow::{Context, Result};
+use futures_util::future::{join_all, try_join_all};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+/// Nodes are checked every second; this is for a machine that is busy compiling.
+const NODES_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What to start. The default is one of each service, on data that goes away with it.
+#[derive(Debug, Clone)]
+pub struct Options {
+    pub api: usize,
+    pub live: usize,
+    pub dispatcher: usize,
+    pub counter: usize,
+    pub builder: usize,
+    pub redis: bool,
+    /// Kept, and found again by the next start; without one the data goes away with the cluster.
+    pub data_dir: Option<PathBuf>,
+    /// Where our programs are, if not beside this one.
+    pub bin_dir: Option<PathBuf>,
+    /// The registry: `default`, or the URL of a sparse index.
+    pub index: String,
+    /// Target triples to build for; none means this machine's.
+    pub targets: Vec<String>,
+    /// Jobs that a builder runs at once.
+    pub slots: u16,
+    /// More of the environment of all services of a role; wins over what the cluster sets.
+    pub env: Vec<(Role, String, String)>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            api: 1,
+            live: 1,
+            dispatcher: 1,
+            counter: 1,
+            builder: 1,
+            redis: false,
+            data_dir: None,
+            bin_dir: None,
+            index: "default".into(),
+            targets: Vec::new(),
+            slots: 1,
+            env: Vec::new(),
+        }
+    }
+}
+
+impl Options {
+    #[must_use]
+    pub fn with_env(mut self, role: Role, key: &str, value: impl Into<String>) -> Self {
+        self.env.push((role, key.to_owned(), value.into()));
+        self
+    }
+}
+
+/// A running cluster. Dropping it ends every process at once; [`Cluster::stop`] lets them drain.
+// The order of the fields is the order of their end: who depends on a thing goes before it.
+#[derive(Debug)]
+pub struct Cluster {
+    pub builders: Vec<Service>,
+    pub api: Vec<Service>,
+    pub live: Vec<Service>,
+    pub dispatchers: Vec<Service>,
+    pub counters: Vec<Service>,
+    pub haproxy: Haproxy,
+    pub redis: Option<Redis>,
+    pub nats: Nats,
+    pub postgres: Postgres,
+    pub s3: S3,
+    keys: Vec<Key>,
+    admin_token: String,
+    targets: Vec<String>,
+    data_dir: DataDir,
+}
+
+impl Cluster {
+    pub async fn start(options: Options) -> Result<Self> {
+        let data_dir = match &options.data_dir {
+            Some(path) => DataDir::open(path)?,
+            None => DataDir::temporary()?,
+        };
+        let mut secrets = Secrets::open(data_dir.path())?;
+        let (admin_token, token_secret) = (secrets.get("admin_token")?, secrets.get("token_secret")?);
+        let s3 = S3::start(&data_dir, &mut secrets).await?;
+        let postgres = Postgres::start(&data_dir, &mut secrets).await?;
+        let nats = Nats::start(&data_dir, &mut secrets).await?;
+        let redis = if options.redis { Some(Redis::start(&data_dir).await?) } else { None };
+
+        let bin_dir = services::bin_dir(options.bin_dir.as_deref())?;
+        let of = |role, count| -> Result<Vec<Service>> {
+            (1..=count).map(|number| Service::new(role, number, &bin_dir, &data_dir.log())).collect()
+        };
+        let api = of(Role::Api, options.api)?;
+        let live = of(Role::Live, options.live)?;
+        let dispatchers = of(Role::Dispatcher, options.dispatcher)?;
+        let counters = of(Role::Counter, options.counter)?;
+        let nodes = Nodes { api: addresses(&api), live: addresses(&live) };
+        let haproxy = Haproxy::start(&data_dir, &nodes).await?;
+        let targets = match options.targets.as_slice() {
+            [] => vec![host_target()?],
+            targets => targets.to_vec(),
+        };
+        let builders = Vec::new();
+        let keys = Vec::new();
+        let mut this = Self {
+            builders,
+            api,
+            live,
+            dispatchers,
+            counters,
+            haproxy,
+            redis,
+            nats,
+            postgres,
+            s3,
+            keys,
+            admin_token,
+            targets,
+            data_dir,
+        };
+        this.configure(&options, &token_secret)?;
+        this.run().await?;
+        for number in 1..=options.builder {
+            this.add_builder(number, &bin_dir, &options).await?;
+        }
+        Ok(this)
+    }
+
+    /// The address of everything: the load balancer.
+    pub fn lb_url(&self) -> String {
+        self.haproxy.url()
+    }
+
+    pub fn admin_token(&self) -> &str {
+        &self.admin_token
+    }
+
+    pub fn targets(&self) -> &[String] {
+        &self.targets
+    }
+
+    pub fn data_dir(&self) -> &Path {
+        self.data_dir.path()
+    }
+
+    pub fn client(&self) -> Client {
+        Client::new(&self.lb_url(), &self.admin_token)
+    }
+
+    /// The file with the public key of builder `number`, from 1, is for whoever checks a signature by hand.
+    pub fn builder_key(&self, number: usize) -> Option<&Key> {
+        self.keys.get(number.checked_sub(1)?)
+    }
+
+    /// What somebody needs to use it, as `KEY=value` pairs.
+    pub fn env(&self) -> Result<Vec<(&'static str, String)>> {
+        let mut pairs = vec![
+            ("API_URL", self.lb_url()),
+            ("LIVE_URL", self.lb_url()),
+            ("DATABASE_URL", self.postgres.url()),
+            ("NATS_URL", self.nats.url("admin")?),
+            ("S3_ENDPOINT", self.s3.endpoint()),
+            ("S3_BUCKET", s3::BUCKET.to_owned()),
+            ("S3_ACCESS_KEY", self.s3.access_key().to_owned()),
+            ("S3_SECRET_KEY", self.s3.secret_key().to_owned()),
+            ("ADMIN_TOKEN", self.admin_token.clone()),
+        ];
+        pairs.extend(self.redis.as_ref().map(|redis| ("REDIS_URL", redis.url())));
+        Ok(pairs)
+    }
+
+    pub fn services(&self) -> impl Iterator<Item = &Service> {
+        [&self.builders, &self.api, &self.live, &self.dispatchers, &self.counters].into_iter().flatten()
+    }
+
+    /// Every child that was started and not ended on purpose.
+    pub fn processes(&self) -> impl Iterator<Item = &Process> {
+        let infrastructure = [
+            self.haproxy.process(),
+            self.redis.as_ref().map(Redis::process),
+            self.nats.process(),
+            self.postgres.process(),
+        ];
+        self.services().filter_map(Service::process).chain(infrastructure.into_iter().flatten())
+    }
+
+    /// Lets everything drain and stop, in the order in which nothing is missed.
+    pub async fn stop(mut self) -> Result<()> {
+        let mut results = join_all(self.builders.iter_mut().map(Service::stop)).await;
+        let services = [&mut self.api, &mut self.live, &mut self.dispatchers, &mut self.counters];
+        results.extend(join_all(services.into_iter().flatten().map(Service::stop)).await);
+        results.push(self.haproxy.stop().await);
+        if let Some(redis) = self.redis.take() {
+            results.push(redis.stop().await);
+        }
+        results.push(self.nats.stop().await);
+        results.push(self.postgres.stop().await);
+        results.into_iter().collect()
+    }
+
+    async fn run(&mut self) -> Result<()> {
+        for service in self.services_mut() {
+            service.spawn().await?;
+        }
+        try_join_all(self.services().map(Service::ready)).await?;
+        self.haproxy.wait_for_nodes(NODES_TIMEOUT).await.context("the load balancer does not see its nodes")
+    }
+
+    fn services_mut(&mut self) -> impl Iterator<Item = &mut Service> {
+        [&mut self.dispatchers, &mut self.api, &mut self.live, &mut self.counters].into_iter().flatten()
+    }
+
+    fn configure(&mut self, options: &Options, token_secret: &str) -> Result<()> {
+        let (lb_url, database_url) = (self.lb_url(), self.postgres.url());
+        let objects = [
+            ("S3_ENDPOINT", self.s3.endpoint()),
+            ("S3_BUCKET", s3::BUCKET.to_owned()),
+            ("S3_REGION", s3::REGION.to_owned()),
+            ("S3_ACCESS_KEY", self.s3.access_key().to_owned()),
+            ("S3_SECRET_KEY", self.s3.secret_key().to_owned()),
+        ];
+        let (admin_token, targets) = (self.admin_token.clone(), self.targets.join(","));
+        let urls: Vec<_> = ["api", "live", "dispatcher", "counter"]
+            .into_iter()
+            .map(|user| Ok((user, self.nats.url(user)?)))
+            .collect::<Result<_>>()?;
+        for service in self.services_mut() {
+            let role = service.role();
+            let url = urls.iter().find(|(user, _)| *user == role.as_str()).map(|(_, url)| url.clone());
+            let mut set = vec![("DATABASE_URL", database_url.clone())];
+            set.extend(url.map(|url| ("NATS_URL", url)));
+            set.extend(objects.clone());
+            match role {
+                Role::Api => set.extend([
+                    ("PUBLIC_URL", lb_url.clone()),
+                    ("NODE_NAME", service.name().to_owned()),
+                    ("ADMIN_TOKEN", admin_token.clone()),
+                    ("TOKEN_SECRET", token_secret.to_owned()),
+                ]),
+                Role::Dispatcher => {
+                    set.extend([("REGISTRY_INDEX", options.index.clone()), ("TARGETS", targets.clone())]);
+                }
+                Role::Live | Role::Counter | Role::Builder => {}
+            }
+            service.set_env(set);
+            service.set_env(extra(options, role));
+        }
+        Ok(())
+    }
+
+    /// Makes, registers and starts one more builder, and waits until it has logged in.
+    async fn add_builder(&mut self, number: usize, bin_dir: &Path, options: &Options) -> Result<()> {
+        let client = self.client();
+        let key = Key::open(builders::key_path(self.data_dir(), number))?;
+        builders::register(&client, &format!("local-{number}"), &key, &self.targets).await?;
+        let work_dir = self.data_dir().join(format!("builder-{number}"));
+        let mut service = Service::new(Role::Builder, number, bin_dir, &self.data_dir.log())?
+            .env("SERVER", self.lb_url())
+            .env("KEY_FILE", &key.path)
+            .args(["--slots", &options.slots.to_string(), "--work-dir"])
+            .args([work_dir]);
+        service.set_env(extra(options, Role::Builder));
+        service.spawn().await?;
+        if let Some(process) = service.process() {
+            builders::connected(&client, process, &key).await?;
+        }
+        self.builders.push(service);
+        self.keys.push(key);
+        Ok(())
+    }
+}
+
+fn addresses(services: &[Service]) -> Vec<std::net::SocketAddr> {
+    services.iter().filter_map(|service| Some(service.port()?.address())).collect()
+}
+
+fn extra(options: &Options, role: Role) -> Vec<(&str, String)> {
+    let of_role = options.env.iter().filter(|(of, ..)| *of == role);
+    of_role.map(|(_, key, value)| (key.as_str(), value.clone())).collect()
+}
+
+/// The target triple of this machine's toolchain.
+pub fn host_target() -> Result<String> {
+    let output = std::process::Command::new("rustc").arg("-vV").output().context("cannot run rustc")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let host = text.lines().find_map(|line| line.strip_prefix("host: "));
+    host.map(str::to_owned).context("rustc -vV names no host")
+}

@@ -1,0 +1,160 @@
+//! The folder of a stack: its lock, its logs, and a place that the user `postgres` can reach.
+
+use anyhow::{Context, Result, bail};
+use nix::{
+    fcntl::{Flock, FlockArg},
+    unistd::{Uid, User},
+};
+use std::{
+    fs,
+    hash::{DefaultHasher, Hash, Hasher},
+    io::{Read, Seek, Write},
+    os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
+    path::{Path, PathBuf},
+};
+
+/// Postgres refuses to run as root; Debian's package makes this user.
+pub const POSTGRES_USER: &str = "postgres";
+
+#[derive(Debug)]
+pub struct DataDir {
+    path: PathBuf,
+    // The kernel gives the lock back when this process ends: it is never stale.
+    lock: Flock<fs::File>,
+    // Only a stack without a folder of its own has one; removed with it.
+    _temporary: Option<tempfile::TempDir>,
+}
+
+impl DataDir {
+    /// Opens, or makes, the folder of a stack that is kept.
+    pub fn open(path: &Path) -> Result<Self> {
+        Self::lock(path, None)
+    }
+
+    /// A folder that goes away with the stack.
+    pub fn temporary() -> Result<Self> {
+        let temporary = tempfile::Builder::new().prefix("cratemill-").tempdir()?;
+        // Others may pass through, not list: the user `postgres` has its folder inside.
+        fs::set_permissions(temporary.path(), fs::Permissions::from_mode(0o711))?;
+        Self::lock(&temporary.path().to_owned(), Some(temporary))
+    }
+
+    fn lock(path: &Path, temporary: Option<tempfile::TempDir>) -> Result<Self> {
+        fs::create_dir_all(path).with_context(|| format!("cannot make the folder {}", path.display()))?;
+        let path = path.canonicalize()?;
+        let lock = lock(&path.join("lock"))?;
+        fs::create_dir_all(path.join("log"))?;
+        Ok(Self { path, lock, _temporary: temporary })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub fn log(&self) -> PathBuf {
+        self.path.join("log")
+    }
+
+    /// Where Postgres keeps its data, and who it runs as.
+    pub fn for_postgres(&self) -> Result<(PathBuf, Option<String>)> {
+        if !Uid::effective().is_root() {
+            return Ok((own_folder(self.path.join("postgres"), None)?, None));
+        }
+        let Some(user) = User::from_name(POSTGRES_USER)? else {
+            bail!("there is no user {POSTGRES_USER:?} for Postgres to run as: install Debian's postgresql");
+        };
+        let path = if others_can_reach(&self.path) {
+            self.path.join("postgres")
+        } else {
+            let mut hasher = DefaultHasher::new();
+            self.path.hash(&mut hasher);
+            let path = PathBuf::from(format!("/var/tmp/cratemill-{:016x}", hasher.finish()));
+            tracing::info!(
+                path = %path.display(),
+                "Postgres keeps its data here: its user cannot reach {}",
+                self.path.display()
+            );
+            path
+        };
+        Ok((own_folder(path, Some(&user))?, Some(user.name)))
+    }
+}
+
+impl Drop for DataDir {
+    fn drop(&mut self) {
+        // Whoever opens the file next should not read of a process that is gone.
+        let _ = self.lock.set_len(0);
+    }
+}
+
+fn lock(path: &Path) -> Result<Flock<fs::File>> {
+    let file = fs::File::options().create(true).truncate(false).read(true).write(true).open(path);
+    let file = file.with_context(|| format!("cannot open the lock {}", path.display()))?;
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(mut file) => {
+            file.set_len(0)?;
+            file.rewind()?;
+            write!(file, "{}", std::process::id())?;
+            Ok(file)
+        }
+        Err((mut file, nix::errno::Errno::EWOULDBLOCK)) => {
+            let mut holder = String::new();
+            file.read_to_string(&mut holder)?;
+            bail!(
+                "a stack already runs in {}, in the process {holder}: stop that one first (kill {holder})",
+                path.parent().unwrap_or(path).display()
+            );
+        }
+        Err((_, error)) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
+    }
+}
+
+/// Whether a user who is neither owner nor in the group can pass through the folder and all above it.
+fn others_can_reach(path: &Path) -> bool {
+    path.ancestors().all(|folder| fs::metadata(folder).is_ok_and(|meta| meta.mode() & 0o001 != 0))
+}
+
+/// A private folder of `user`. One that is there already and somebody else's is refused: it may be a trap.
+fn own_folder(path: PathBuf, user: Option<&User>) -> Result<PathBuf> {
+    let uid = user.map_or_else(Uid::effective, |user| user.uid);
+    match fs::DirBuilder::new().mode(0o700).create(&path) {
+        Ok(()) => {
+            if let Some(user) = user {
+                std::os::unix::fs::chown(&path, Some(user.uid.as_raw()), Some(user.gid.as_raw()))?;
+            }
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+            let meta = fs::symlink_metadata(&path)?;
+            if !meta.is_dir() || meta.uid() != uid.as_raw() {
+                bail!("{} belongs to another user: remove it, or use another folder", path.display());
+            }
+        }
+        Err(error) => return Err(error).with_context(|| format!("cannot make {}", path.display())),
+    }
+    Ok(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_stack_is_told_who_is_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = DataDir::open(dir.path()).unwrap();
+        let error = DataDir::open(dir.path()).unwrap_err().to_string();
+        assert!(error.contains(&format!("process {}", std::process::id())), "{error}");
+        drop(first);
+        DataDir::open(dir.path()).unwrap();
+    }
+
+    #[test]
+    fn a_private_parent_hides_what_is_inside() {
+        let dir = tempfile::tempdir().unwrap();
+        let inner = dir.path().join("inner");
+        fs::create_dir(&inner).unwrap();
+        assert!(!others_can_reach(&inner));
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o711)).unwrap();
+        assert!(others_can_reach(&inner));
+    }
+}
