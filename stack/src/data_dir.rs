@@ -22,7 +22,7 @@ pub struct DataDir {
     // The kernel gives the lock back when this process ends: it is never stale.
     lock: Flock<fs::File>,
     // Only a stack without a folder of its own has one; removed with it.
-    _temporary: Option<tempfile::TempDir>,
+    temporary: Option<tempfile::TempDir>,
 }
 
 impl DataDir {
@@ -36,7 +36,8 @@ impl DataDir {
         let temporary = tempfile::Builder::new().prefix("cratemill-").tempdir()?;
         // Others may pass through, not list: the user `postgres` has its folder inside.
         fs::set_permissions(temporary.path(), fs::Permissions::from_mode(0o711))?;
-        Self::lock(&temporary.path().to_owned(), Some(temporary))
+        let path = temporary.path().to_owned();
+        Self::lock(&path, Some(temporary))
     }
 
     fn lock(path: &Path, temporary: Option<tempfile::TempDir>) -> Result<Self> {
@@ -44,7 +45,12 @@ impl DataDir {
         let path = path.canonicalize()?;
         let lock = lock(&path.join("lock"))?;
         fs::create_dir_all(path.join("log"))?;
-        Ok(Self { path, lock, _temporary: temporary })
+        Ok(Self { path, lock, temporary })
+    }
+
+    /// Whether it is still there after its stack.
+    pub fn is_kept(&self) -> bool {
+        self.temporary.is_none()
     }
 
     pub fn path(&self) -> &Path {
@@ -153,6 +159,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let inner = dir.path().join("inner");
         fs::create_dir(&inner).unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o700)).unwrap();
         assert!(!others_can_reach(&inner));
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o711)).unwrap();
         assert!(others_can_reach(&inner));

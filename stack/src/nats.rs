@@ -42,7 +42,9 @@ impl Nats {
         let config = data_dir.path().join("nats.conf");
         fs::write(&config, CONFIG)?;
         let mut command = Command::new("nats", programs::NATS_SERVER.find()?, &data_dir.log());
-        command = command.args(["-c"]).args([&config]).args(["-sd"]).args([data_dir.path().join("nats")]);
+        command = command.args(["-c"]).args([&config]);
+        // The server reads a variable as it reads its configuration: quotes keep a path with spaces whole.
+        command = command.env("NATS_STORE_DIR", format!("\"{}\"", data_dir.path().join("nats").display()));
         command = command.args(["-a", "127.0.0.1", "-p", &port.number().to_string()]);
         let mut passwords = Vec::new();
         for (user, variable) in USERS {
@@ -98,9 +100,6 @@ impl Nats {
         let stream = TcpStream::connect(self.port.address()).await?;
         let mut line = String::new();
         BufReader::new(stream).read_line(&mut line).await?;
-        match line.contains("\"jetstream\":true") {
-            true => Ok(()),
-            false => bail!("it does not announce JetStream"),
-        }
+        if line.contains("\"jetstream\":true") { Ok(()) } else { bail!("it does not announce JetStream") }
     }
 }

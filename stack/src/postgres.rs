@@ -14,12 +14,13 @@ use std::{
     path::{Path, PathBuf},
     time::Duration,
 };
+use tokio::time::{Instant, sleep};
 
 const ROLE: &str = "cratemill";
 /// Without a running server, so that a cluster is either whole or not there.
 const CREATE_DATABASE: &str = r#"echo "CREATE DATABASE $1" | "$2" --single -D "$3" postgres"#;
 /// initdb takes half a second, on a slow disk ten.
-const INIT_TIMEOUT: Duration = Duration::from_secs(60);
+const INIT_TIMEOUT: Duration = Duration::from_mins(1);
 /// It may have to replay a log after a crash.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 const STOP_GRACE: Duration = Duration::from_secs(10);
@@ -56,7 +57,7 @@ impl Postgres {
         let port = Port::reserve()?;
         let number = port.number().to_string();
         let pg_isready = tool("pg_isready").args(["-q", "-h", "127.0.0.1", "-p", &number]);
-        let mut command = tool("postgres").args(settings(&cluster, &number));
+        let mut command = tool("postgres").args(settings(&cluster, &number, data_dir.is_kept()));
         // Ends it at once, and its own children with it; SIGKILL would leave those for a moment.
         command.last_signal = Signal::SIGQUIT;
         let mut this = Self { process: None, command, pg_isready, cluster, port, password };
@@ -106,12 +107,7 @@ impl Postgres {
 }
 
 /// Makes the database cluster beside its place and moves it there when it is whole.
-async fn init(
-    folder: &Path,
-    cluster: &Path,
-    password: &str,
-    tool: &impl Fn(&str) -> Command,
-) -> Result<()> {
+async fn init(folder: &Path, cluster: &Path, password: &str, tool: &impl Fn(&str) -> Command) -> Result<()> {
     let unfinished = folder.join("data.new");
     if unfinished.exists() {
         fs::remove_dir_all(&unfinished)?;
@@ -121,7 +117,8 @@ async fn init(
     fs::write(&password_file, password)?;
     let owner = fs::metadata(folder)?;
     std::os::unix::fs::chown(&password_file, Some(owner.uid()), Some(owner.gid()))?;
-    let initdb = tool("initdb").args(["--no-sync", "--username", ROLE, "--encoding=UTF8", "--locale=C.UTF-8"]);
+    let initdb =
+        tool("initdb").args(["--no-sync", "--username", ROLE, "--encoding=UTF8", "--locale=C.UTF-8"]);
     let initdb = initdb.args(["--auth=scram-sha-256", "--pwfile"]).args([&password_file]);
     let result = initdb.args(["--pgdata"]).args([&unfinished]).run(INIT_TIMEOUT).await;
     fs::remove_file(&password_file)?;
@@ -135,8 +132,10 @@ async fn init(
     fs::rename(&unfinished, cluster).context("cannot move the new database cluster to its place")
 }
 
-fn settings(cluster: &Path, port: &str) -> Vec<std::ffi::OsString> {
+fn settings(cluster: &Path, port: &str, kept: bool) -> Vec<std::ffi::OsString> {
     let mut arguments: Vec<std::ffi::OsString> = vec!["-D".into(), cluster.into(), "-p".into(), port.into()];
+    // A killed process loses nothing either way; what goes away with its stack need not outlive a power failure.
+    let fsync = format!("fsync={}", if kept { "on" } else { "off" });
     let max_connections = format!("max_connections={MAX_CONNECTIONS}");
     for setting in [
         "listen_addresses=127.0.0.1",
@@ -146,31 +145,36 @@ fn settings(cluster: &Path, port: &str) -> Vec<std::ffi::OsString> {
         "log_line_prefix=%m [%p] ",
         "timezone=UTC",
         &max_connections,
+        &fsync,
     ] {
         arguments.extend(["-c".into(), setting.into()]);
     }
     arguments
 }
 
-/// Removes the pid file of a server that is gone. Postgres does so itself, unless another process has that pid now.
+/// Waits for what an earlier server left to end, and removes its pid file if another process has that pid now.
+///
+/// The rest Postgres does itself; but it believes in any process of that number.
 async fn clear_stale_pid(cluster: &Path) -> Result<()> {
-    let file = cluster.join("postmaster.pid");
-    let deadline = tokio::time::Instant::now() + PREDECESSOR_TIMEOUT;
-    while let Ok(text) = fs::read_to_string(&file) {
-        let pid = text.lines().next().unwrap_or_default().trim().to_owned();
-        // A server's working directory is its data folder.
-        let runs_here = fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == cluster);
-        if !runs_here {
-            fs::remove_file(&file).or_else(|error| match error.kind() {
-                std::io::ErrorKind::NotFound => Ok(()),
-                _ => Err(error),
-            })?;
-            return Ok(());
-        }
-        if tokio::time::Instant::now() >= deadline {
+    let deadline = Instant::now() + PREDECESSOR_TIMEOUT;
+    while let Some(pid) = process_working_in(cluster) {
+        if Instant::now() >= deadline {
             bail!("a Postgres server (pid {pid}) still runs on {}: stop it first", cluster.display());
         }
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        sleep(Duration::from_millis(20)).await;
+    }
+    let file = cluster.join("postmaster.pid");
+    let Ok(text) = fs::read_to_string(&file) else { return Ok(()) };
+    let pid = text.lines().next().unwrap_or_default().trim();
+    if Path::new("/proc").join(pid).exists() {
+        fs::remove_file(&file).with_context(|| format!("cannot remove {}", file.display()))?;
     }
     Ok(())
+}
+
+/// A server and each of its children work in its data folder.
+fn process_working_in(folder: &Path) -> Option<u32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let mut pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.find(|pid| fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == folder))
 }

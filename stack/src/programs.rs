@@ -29,7 +29,8 @@ pub const CC: Program = Program { name: "cc", package: "build-essential" };
 pub const BASE: &[Program] = &[SETPRIV, POSTGRES, NATS_SERVER, HAPROXY, BUBBLEWRAP, CC];
 
 /// Servers stand outside an ordinary user's PATH.
-const EXTRA_FOLDERS: &[&str] = &["/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/local/bin", "/usr/bin", "/bin"];
+const EXTRA_FOLDERS: &[&str] =
+    &["/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/local/bin", "/usr/bin", "/bin"];
 
 impl Program {
     pub fn find(self) -> Result<PathBuf> {
@@ -111,7 +112,9 @@ fn folders() -> Vec<PathBuf> {
 fn postgres_folders() -> Vec<PathBuf> {
     let entries = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
     let mut folders: Vec<_> = entries
-        .filter_map(|entry| Some((entry.file_name().to_str()?.parse::<u32>().ok()?, entry.path().join("bin"))))
+        .filter_map(|entry| {
+            Some((entry.file_name().to_str()?.parse::<u32>().ok()?, entry.path().join("bin")))
+        })
         .collect();
     folders.sort_by_key(|(version, _)| std::cmp::Reverse(*version));
     folders.into_iter().map(|(_, folder)| folder).collect()
@@ -129,7 +132,10 @@ mod tests {
     fn what_is_missing_is_named_with_its_package() {
         let ghost = Program { name: "no-such-program", package: "no-such-package" };
         let error = ghost.find().unwrap_err().to_string();
-        assert!(error.contains("no-such-program") && error.contains("apt-get install no-such-package"), "{error}");
+        assert!(
+            error.contains("no-such-program") && error.contains("apt-get install no-such-package"),
+            "{error}"
+        );
     }
 
     #[test]

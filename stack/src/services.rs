@@ -12,7 +12,7 @@ use std::{
 };
 
 /// A service gives up waiting for its dependencies after this; the others may start later than it does.
-const START_TIMEOUT: Duration = Duration::from_secs(60);
+const START_TIMEOUT: Duration = Duration::from_mins(1);
 /// More than DRAIN_S of the local stack.
 const STOP_GRACE: Duration = Duration::from_secs(15);
 /// What a stack's services have for their drain: nobody waits for a local stack as for a production one.
@@ -176,10 +176,10 @@ impl Service {
         let Some(url) = self.url() else { return Ok(()) };
         let probe = async || {
             let response = reqwest::get(format!("{url}/readyz")).await?;
-            match response.status().is_success() {
-                true => Ok(()),
-                false => bail!("{}: {}", response.status(), response.text().await?),
+            if response.status().is_success() {
+                return Ok(());
             }
+            bail!("{}: {}", response.status(), response.text().await?)
         };
         process.ready(START_TIMEOUT, probe).await
     }

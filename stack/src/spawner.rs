@@ -33,8 +33,8 @@ static SPAWNER: LazyLock<mpsc::Sender<Request>> = LazyLock::new(|| {
 });
 
 pub(crate) async fn spawn(command: process::Command) -> Result<process::Child> {
-    let program = command.get_program().to_owned();
+    let program = command.get_program().display().to_string();
     let (reply, child) = oneshot::channel();
     SPAWNER.send(Request { command, reply }).await.context("the spawner thread ended")?;
-    child.await.context("the spawner thread ended")?.with_context(|| format!("cannot start {program:?}"))
+    child.await.context("the spawner thread ended")?.with_context(|| format!("cannot start {program}"))
 }

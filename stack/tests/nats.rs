@@ -1,0 +1,199 @@
+//! Every user of the shipped `nats.conf`, against a real server: what it needs works, and what it must not do is refused.
+
+use async_nats::{
+    Client, ConnectOptions, Event,
+    jetstream::{self, consumer::pull, stream},
+};
+use cratemill_protocol::{Attempt, BuilderId, JobId, subjects};
+use cratemill_stack::{data_dir::DataDir, nats::Nats, secrets::Secrets};
+use futures_util::StreamExt;
+use std::time::Duration;
+use tokio::{sync::mpsc, time::timeout};
+
+/// A wrong permission shows as silence; a right one takes milliseconds.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+struct User {
+    client: Client,
+    jetstream: jetstream::Context,
+    errors: mpsc::UnboundedReceiver<String>,
+}
+
+impl User {
+    async fn connect(nats: &Nats, name: &str) -> Self {
+        let (sender, errors) = mpsc::unbounded_channel();
+        let url: async_nats::ServerAddr = nats.url(name).unwrap().parse().unwrap();
+        let password = url.password().unwrap().to_owned();
+        // The client does not take them from the URL by itself.
+        let client = ConnectOptions::with_user_and_password(name.into(), password)
+            .custom_inbox_prefix(format!("_INBOX.{name}"))
+            .event_callback(move |event| {
+                let sender = sender.clone();
+                async move {
+                    if let Event::ServerError(error) = event {
+                        let _ = sender.send(error.to_string());
+                    }
+                }
+            })
+            .connect(url)
+            .await
+            .unwrap();
+        Self { jetstream: jetstream::new(client.clone()), client, errors }
+    }
+
+    async fn cannot_publish(&mut self, subject: &str) {
+        self.client.publish(subject.to_owned(), "x".into()).await.unwrap();
+        self.is_refused(subject).await;
+    }
+
+    async fn cannot_subscribe(&mut self, subject: &str) {
+        let _subscriber = self.client.subscribe(subject.to_owned()).await.unwrap();
+        self.is_refused(subject).await;
+    }
+
+    async fn is_refused(&mut self, subject: &str) {
+        let error = timeout(PATIENCE, self.errors.recv()).await;
+        let error = error.unwrap_or_else(|_| panic!("{subject} is allowed")).unwrap();
+        let error = error.to_lowercase();
+        assert!(
+            error.contains("permissions violation") && error.contains(&subject.to_lowercase()),
+            "{error}"
+        );
+    }
+
+    async fn stores(&self, subject: String) {
+        let ack = self.jetstream.publish(subject.clone(), "payload".into()).await.unwrap();
+        timeout(PATIENCE, ack).await.unwrap_or_else(|_| panic!("{subject} is not allowed")).unwrap();
+    }
+
+    async fn consumer(&self, stream: &str, durable: Option<&str>) -> jetstream::consumer::PullConsumer {
+        let config = pull::Config { durable_name: durable.map(str::to_owned), ..Default::default() };
+        let stream = timeout(PATIENCE, self.jetstream.get_stream(stream)).await.unwrap().unwrap();
+        match durable {
+            Some(name) => stream.get_or_create_consumer(name, config).await.unwrap(),
+            None => stream.create_consumer(config).await.unwrap(),
+        }
+    }
+}
+
+async fn takes_one(consumer: &jetstream::consumer::PullConsumer) -> String {
+    let mut messages = consumer.messages().await.unwrap();
+    let message = timeout(PATIENCE, messages.next()).await.expect("a message").unwrap().unwrap();
+    message.double_ack().await.unwrap();
+    message.subject.to_string()
+}
+
+#[tokio::test]
+async fn each_service_can_do_its_work_and_nothing_else() {
+    let data_dir = DataDir::temporary().unwrap();
+    let nats = Nats::start(&data_dir, &mut Secrets::open(data_dir.path()).unwrap()).await.unwrap();
+    let mut dispatcher = User::connect(&nats, "dispatcher").await;
+    make_streams(&dispatcher).await;
+    let mut live = User::connect(&nats, "live").await;
+    let mut viewers = live.client.subscribe(subjects::LIVE_ALL).await.unwrap();
+    live.client.flush().await.unwrap();
+    let mut api = User::connect(&nats, "api").await;
+    let mut counter = User::connect(&nats, "counter").await;
+
+    // The API: requests, outcomes, logs, downloads; it reads back a log.
+    let request = subjects::build_request(BuilderId(1));
+    api.stores(request.clone()).await;
+    api.stores(subjects::build_outcome(JobId(1))).await;
+    let log = subjects::log(JobId(1), Attempt(1));
+    api.stores(log.clone()).await;
+    api.stores(subjects::download("api-1")).await;
+    assert_eq!(takes_one(&api.consumer(subjects::LOGS_STREAM, None).await).await, log);
+    let logs = api.jetstream.get_stream(subjects::LOGS_STREAM).await.unwrap();
+    assert_eq!(logs.direct_get(1).await.unwrap().subject.as_str(), log);
+    api.cannot_publish("$JS.API.STREAM.DELETE.BUILD").await;
+    api.cannot_publish("$JS.API.CONSUMER.MSG.NEXT.BUILD.dispatcher-requests").await;
+    api.cannot_subscribe("live.>").await;
+    api.cannot_subscribe("_INBOX.dispatcher.>").await;
+
+    // The dispatcher: takes them; events and messages to nodes; answers the API.
+    let consumer = dispatcher.consumer(subjects::BUILD_STREAM, Some(subjects::REQUESTS_CONSUMER)).await;
+    assert_eq!(takes_one(&consumer).await, request);
+    dispatcher.stores(subjects::QUEUE_EVENT.into()).await;
+    reaches_its_node(&api, &dispatcher).await;
+    answers(&api, &dispatcher).await;
+    dispatcher.jetstream.get_stream(subjects::LOGS_STREAM).await.unwrap().purge().filter(&log).await.unwrap();
+    dispatcher.cannot_publish(&request).await;
+    dispatcher.cannot_publish("$JS.API.STREAM.DELETE.BUILD").await;
+    dispatcher.cannot_subscribe("log.>").await;
+
+    // Live nodes: what streams send again, and replays.
+    let first = timeout(PATIENCE, viewers.next()).await.expect("republished").unwrap();
+    assert_eq!(first.subject.as_str(), format!("{}{log}", subjects::LIVE_PREFIX));
+    let events = live.consumer(subjects::EVENTS_STREAM, None).await;
+    assert_eq!(takes_one(&events).await, subjects::QUEUE_EVENT);
+    live.cannot_publish(&log).await;
+    live.cannot_publish(subjects::QUEUE_EVENT).await;
+    live.cannot_publish("$JS.API.STREAM.PURGE.LOGS").await;
+    live.cannot_subscribe("build.>").await;
+
+    // The counter: downloads, in and out.
+    let downloads = counter.consumer(subjects::DOWNLOADS_STREAM, Some(subjects::DOWNLOADS_CONSUMER)).await;
+    assert_eq!(takes_one(&downloads).await, subjects::download("api-1"));
+    counter.cannot_publish("download.api-1").await;
+    counter.cannot_publish("$JS.API.STREAM.INFO.BUILD").await;
+    counter.cannot_subscribe(">").await;
+}
+
+async fn make_streams(dispatcher: &User) {
+    for (name, subject, republished) in [
+        (subjects::BUILD_STREAM, subjects::BUILD_ALL, false),
+        (subjects::DOWNLOADS_STREAM, subjects::DOWNLOADS_ALL, false),
+        (subjects::LOGS_STREAM, subjects::LOGS_ALL, true),
+        (subjects::EVENTS_STREAM, subjects::EVENTS_ALL, true),
+    ] {
+        let republish = stream::Republish {
+            source: subject.into(),
+            destination: format!("{}{subject}", subjects::LIVE_PREFIX),
+            headers_only: false,
+        };
+        let config = stream::Config {
+            name: name.into(),
+            subjects: vec![subject.into()],
+            allow_direct: true,
+            republish: republished.then_some(republish),
+            ..Default::default()
+        };
+        let made = timeout(PATIENCE, dispatcher.jetstream.create_or_update_stream(config)).await;
+        made.unwrap_or_else(|_| panic!("{name} cannot be made")).unwrap();
+    }
+}
+
+async fn reaches_its_node(api: &User, dispatcher: &User) {
+    let mut node = api.client.subscribe(subjects::node("api-1")).await.unwrap();
+    api.client.flush().await.unwrap();
+    dispatcher.client.publish(subjects::node("api-1"), "assign".into()).await.unwrap();
+    timeout(PATIENCE, node.next()).await.expect("a message to the node").unwrap();
+}
+
+async fn answers(api: &User, dispatcher: &User) {
+    let group = subjects::DISPATCHERS_GROUP.to_owned();
+    let mut questions = dispatcher.client.queue_subscribe(subjects::REGISTRY_REFRESH, group).await.unwrap();
+    dispatcher.client.flush().await.unwrap();
+    let ask = api.client.request(subjects::REGISTRY_REFRESH, "hexyl".into());
+    let answer = async {
+        let question = questions.next().await.unwrap();
+        dispatcher.client.publish(question.reply.unwrap(), "fresh".into()).await.unwrap();
+    };
+    let (reply, ()) = timeout(PATIENCE, async { tokio::join!(ask, answer) }).await.expect("an answer");
+    assert_eq!(reply.unwrap().payload, "fresh");
+}
+
+#[tokio::test]
+async fn what_is_stored_outlives_a_kill() {
+    let data_dir = DataDir::temporary().unwrap();
+    let mut nats = Nats::start(&data_dir, &mut Secrets::open(data_dir.path()).unwrap()).await.unwrap();
+    let dispatcher = User::connect(&nats, "dispatcher").await;
+    make_streams(&dispatcher).await;
+    let api = User::connect(&nats, "api").await;
+    api.stores(subjects::build_outcome(JobId(1))).await;
+    nats.kill9().await.unwrap();
+    nats.restart().await.unwrap();
+    let dispatcher = User::connect(&nats, "dispatcher").await;
+    let stream = dispatcher.jetstream.get_stream(subjects::BUILD_STREAM).await.unwrap();
+    assert_eq!(stream.cached_info().state.messages, 1);
+}
