@@ -1,0 +1,112 @@
+//! The processes of a sandbox, found in /proc: what they use, and how all of them end.
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use std::{collections::HashMap, fs, path::Path};
+
+/// What a tree of processes uses.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Usage {
+    /// Memory of its own: not shared with others or with files.
+    pub(super) memory_bytes: u64,
+    /// Processes and threads.
+    pub(super) processes: u64,
+}
+
+/// Adds up `root` and all below it. A process that ends meanwhile does not count.
+pub(super) fn usage_of_tree(root: u32, page_bytes: u64) -> Usage {
+    let mut children: HashMap<u32, Vec<(u32, u64)>> = HashMap::new();
+    let Ok(entries) = fs::read_dir("/proc") else { return Usage::default() };
+    for entry in entries.flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        if let Some((parent, threads)) = read_stat(pid) {
+            children.entry(parent).or_default().push((pid, threads));
+        }
+    }
+    let mut usage = Usage::default();
+    let mut todo = vec![root];
+    while let Some(pid) = todo.pop() {
+        for (child, threads) in children.remove(&pid).unwrap_or_default() {
+            usage.processes += threads;
+            usage.memory_bytes += own_memory(child, page_bytes);
+            todo.push(child);
+        }
+    }
+    usage
+}
+
+/// Parent and number of threads.
+fn read_stat(pid: u32) -> Option<(u32, u64)> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    parse_stat(&stat)
+}
+
+/// The second field is the program's name in brackets and may hold anything, brackets included.
+fn parse_stat(stat: &str) -> Option<(u32, u64)> {
+    let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
+    let parent = fields.nth(1)?.parse().ok()?;
+    let threads = fields.nth(15)?.parse().ok()?;
+    Some((parent, threads))
+}
+
+fn own_memory(pid: u32, page_bytes: u64) -> u64 {
+    let Ok(statm) = fs::read_to_string(format!("/proc/{pid}/statm")) else { return 0 };
+    let mut pages = statm.split_ascii_whitespace().map(|field| field.parse::<u64>().unwrap_or(0)).skip(1);
+    let (resident, shared) = (pages.next().unwrap_or(0), pages.next().unwrap_or(0));
+    resident.saturating_sub(shared) * page_bytes
+}
+
+/// Ends a sandbox: with pid 1 of its namespace, every process in it dies.
+pub(super) fn kill_sandbox(launcher: u32, report: &Path) {
+    let init = report_number(report, "child-pid").and_then(|pid| u32::try_from(pid).ok());
+    let init = init.filter(|pid| read_stat(*pid).is_some_and(|(parent, _)| parent == launcher));
+    kill_pid(init.unwrap_or(launcher));
+}
+
+fn kill_pid(pid: u32) {
+    if let Ok(pid) = i32::try_from(pid) {
+        // It fails only when the process is gone, which is what we want.
+        _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+    }
+}
+
+/// Kills every process that a cgroup lists.
+pub(super) fn kill_all(procs: &Path) {
+    for pid in fs::read_to_string(procs).unwrap_or_default().lines().filter_map(|line| line.parse().ok()) {
+        kill_pid(pid);
+    }
+}
+
+/// What the command ended with, as bubblewrap reported it; none if it never got that far.
+pub(super) fn exit_code(report: &Path) -> Option<i64> {
+    report_number(report, "exit-code")
+}
+
+fn report_number(report: &Path, key: &str) -> Option<i64> {
+    let text = fs::read_to_string(report).ok()?;
+    let objects = serde_json::Deserializer::from_str(&text).into_iter::<serde_json::Value>();
+    objects.map_while(Result::ok).find_map(|object| object.get(key)?.as_i64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hostile_name_does_not_move_the_fields() {
+        let stat = "42 (a) S 1 2) S 7 42 42 0 -1 4194560 1 0 0 0 5 6 0 0 20 0 3 0 100 1000 10";
+        assert_eq!(parse_stat(stat), Some((7, 3)));
+        assert_eq!(parse_stat("42"), None);
+    }
+
+    #[test]
+    fn a_tree_counts_its_children() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let usage = usage_of_tree(std::process::id(), 4096);
+        kill_pid(child.id());
+        child.wait().unwrap();
+        assert!(usage.processes >= 1);
+    }
+}
