@@ -43,8 +43,8 @@ pub struct Command {
     pub env: BTreeMap<String, OsString>,
     /// A user to become, when we are root.
     pub user: Option<String>,
-    /// Where its output is appended.
-    pub log: PathBuf,
+    /// Where its output is appended; without one it shares ours, and our environment.
+    pub log: Option<PathBuf>,
     /// The signal that ends it at once and with all of its own children.
     pub last_signal: Signal,
 }
@@ -53,7 +53,7 @@ impl Command {
     pub fn new(name: impl Into<String>, program: impl Into<PathBuf>, log_dir: &Path) -> Self {
         let name = name.into();
         Self {
-            log: log_dir.join(format!("{name}.log")),
+            log: Some(log_dir.join(format!("{name}.log"))),
             name,
             program: program.into(),
             args: Vec::new(),
@@ -61,6 +61,11 @@ impl Command {
             user: None,
             last_signal: Signal::SIGKILL,
         }
+    }
+
+    /// A program of people's: it writes where we write, and a signal reaches what it has started too.
+    pub fn foreground(name: impl Into<String>, program: impl Into<PathBuf>) -> Self {
+        Self { log: None, last_signal: Signal::SIGTERM, ..Self::new(name, program, Path::new("")) }
     }
 
     #[must_use]
@@ -76,8 +81,6 @@ impl Command {
     }
 
     fn build(&self) -> Result<std::process::Command> {
-        let log = fs::File::options().create(true).append(true).open(&self.log);
-        let log = log.with_context(|| format!("cannot write the log {}", self.log.display()))?;
         let mut command = std::process::Command::new("setpriv");
         command.args(["--pdeathsig", self.last_signal.as_str().trim_start_matches("SIG")]);
         if let Some(user) = &self.user {
@@ -85,8 +88,13 @@ impl Command {
         }
         command.args(["--", "sh", "-c", IF_PARENT_LIVES]);
         command.arg(std::process::id().to_string()).arg(&self.program).args(&self.args);
-        command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default()).envs(&self.env);
-        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
+        if let Some(log) = &self.log {
+            let file = fs::File::options().create(true).append(true).open(log);
+            let file = file.with_context(|| format!("cannot write the log {}", log.display()))?;
+            command.stdout(file.try_clone()?).stderr(file);
+            command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
+        }
+        command.envs(&self.env).stdin(Stdio::null()).process_group(0);
         Ok(command)
     }
 
@@ -119,7 +127,7 @@ pub struct Process {
     child: Mutex<Child>,
     pid: u32,
     name: String,
-    log: PathBuf,
+    log: Option<PathBuf>,
     last_signal: Signal,
 }
 
@@ -142,6 +150,8 @@ impl Process {
     pub fn signal(&self, signal: Signal) {
         let mut child = self.child.lock().unwrap_or_else(PoisonError::into_inner);
         if let (Ok(None), Ok(pid)) = (child.try_wait(), i32::try_from(self.pid)) {
+            // What runs in the foreground has children that nobody else would end.
+            let pid = if self.log.is_none() { -pid } else { pid };
             // It can only fail for a process that is gone, which is what a signal is for.
             let _ = signal::kill(Pid::from_raw(pid), signal);
         }
@@ -202,11 +212,12 @@ impl Process {
 
     /// The end of its log, for an error message.
     pub fn log_tail(&self) -> String {
-        let bytes = fs::read(&self.log).unwrap_or_default();
+        let Some(log) = &self.log else { return String::new() };
+        let bytes = fs::read(log).unwrap_or_default();
         let text = String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(LOG_TAIL_BYTES)..]).into_owned();
         let lines: Vec<_> = text.lines().collect();
         let tail = lines[lines.len().saturating_sub(LOG_TAIL_LINES)..].join("\n  ");
-        format!("\n  log: {}\n  {tail}", self.log.display())
+        format!("\n  log: {}\n  {tail}", log.display())
     }
 }
 

@@ -147,10 +147,6 @@ impl Service {
         &self.command.name
     }
 
-    pub fn log(&self) -> &Path {
-        &self.command.log
-    }
-
     pub fn port(&self) -> Option<&Port> {
         self.port.as_ref()
     }

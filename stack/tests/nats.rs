@@ -1,5 +1,7 @@
 //! Every user of the shipped `nats.conf`, against a real server: what it needs works, and what it must not do is refused.
 
+#![allow(clippy::unwrap_used, reason = "helpers of a test fail as the test does")]
+
 use async_nats::{
     Client, ConnectOptions, Event,
     jetstream::{self, consumer::pull, stream},

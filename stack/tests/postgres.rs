@@ -1,5 +1,7 @@
 //! The Postgres of a stack: its faults, and starting on what an earlier one left.
 
+#![allow(clippy::unwrap_used, reason = "helpers of a test fail as the test does")]
+
 use cratemill_stack::{data_dir::DataDir, postgres::Postgres, secrets::Secrets};
 use sqlx::{Connection, PgConnection};
 use std::fs;
