@@ -99,6 +99,11 @@ impl Cluster {
             Some(path) => DataDir::open(path)?,
             None => DataDir::temporary()?,
         };
+        Self::start_in(data_dir, options).await
+    }
+
+    /// Starts in a folder that the caller has locked already.
+    pub async fn start_in(data_dir: DataDir, options: Options) -> Result<Self> {
         let mut secrets = Secrets::open(data_dir.path())?;
         let (admin_token, token_secret) = (secrets.get("admin_token")?, secrets.get("token_secret")?);
         let s3 = S3::start(&data_dir, &mut secrets).await?;

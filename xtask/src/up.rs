@@ -1,0 +1,101 @@
+//! A local Cratemill that stays until it is told to stop.
+
+use crate::{
+    binaries,
+    dev::{self, EnvFile},
+    say,
+};
+use anyhow::{Result, bail};
+use cratemill_stack::{Cluster, Options, data_dir::DataDir, programs};
+use std::time::{Duration, Instant};
+use tokio::time::sleep;
+
+/// How soon a process that died on its own is noticed.
+const WATCH_INTERVAL: Duration = Duration::from_millis(250);
+
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// API nodes.
+    #[arg(long, default_value_t = 2)]
+    api: usize,
+    /// Live nodes.
+    #[arg(long, default_value_t = 1)]
+    live: usize,
+    #[arg(long, default_value_t = 1)]
+    dispatcher: usize,
+    #[arg(long, default_value_t = 1)]
+    counter: usize,
+    #[arg(long, default_value_t = 1)]
+    builder: usize,
+    /// Start a Redis too.
+    #[arg(long)]
+    redis: bool,
+    /// Optimised programs.
+    #[arg(long)]
+    release: bool,
+}
+
+pub(crate) async fn run(arguments: Arguments) -> Result<()> {
+    let data_dir = open()?;
+    let mut wanted = programs::BASE.to_vec();
+    wanted.extend(arguments.redis.then_some(programs::REDIS_SERVER));
+    programs::install_missing(&wanted, say::line)?;
+    let options = Options {
+        api: arguments.api,
+        live: arguments.live,
+        dispatcher: arguments.dispatcher,
+        counter: arguments.counter,
+        builder: arguments.builder,
+        redis: arguments.redis,
+        bin_dir: Some(binaries::build(arguments.release).await?),
+        ..Options::default()
+    };
+    let cluster = start(data_dir, options).await?;
+    let file = EnvFile::write(cluster.data_dir(), &cluster.env()?)?;
+    say::line(&format!(
+        "Cratemill is ready: {}\n  for your shell: set -a; . {}; set +a\n  logs: {}\n  Ctrl-C stops it",
+        cluster.lb_url(),
+        file.path().display(),
+        cluster.data_dir().join("log").display()
+    ));
+    stay(cluster, Some(file)).await
+}
+
+/// Locks `.dev`, or says who has it; what a killed predecessor wrote there is no longer true.
+pub(crate) fn open() -> Result<DataDir> {
+    let folder = dev::folder()?;
+    let data_dir = DataDir::open(&folder)?;
+    EnvFile::clear(&folder)?;
+    Ok(data_dir)
+}
+
+pub(crate) async fn start(data_dir: DataDir, options: Options) -> Result<Cluster> {
+    say::line("starting Postgres, NATS, S3, HAProxy and the services");
+    let started = Instant::now();
+    let cluster = Cluster::start_in(data_dir, options).await?;
+    say::line(&format!("  all ready after {:.1} s", started.elapsed().as_secs_f32()));
+    Ok(cluster)
+}
+
+/// Keeps it until a signal, which lets it drain, or until a part of it dies.
+pub(crate) async fn stay(cluster: Cluster, file: Option<EnvFile>) -> Result<()> {
+    let end = tokio::select! {
+        result = crate::interrupted() => result,
+        result = first_death(&cluster) => result,
+    };
+    drop(file);
+    say::line("stopping");
+    cluster.stop().await?;
+    end
+}
+
+async fn first_death(cluster: &Cluster) -> Result<()> {
+    loop {
+        for process in cluster.processes() {
+            if let Some(status) = process.exited()? {
+                bail!("{} ended ({status}){}", process.name(), process.log_tail());
+            }
+        }
+        sleep(WATCH_INTERVAL).await;
+    }
+}
