@@ -1,7 +1,7 @@
 //! Tries at jobs: how each ended, and where its log is.
 
 use crate::queue::result_name;
-use cratemill_protocol::{Attempt, JobId, Outcome};
+use cratemill_protocol::{Attempt, JobId, JobState, Outcome};
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 
@@ -96,14 +96,20 @@ pub struct ToArchive {
     #[sqlx(try_from = "i32")]
     pub attempt: Attempt,
     pub last_seq: Option<i64>,
-    pub result: Option<String>,
+    /// What became of the job with this attempt: a final state, or `queued` where another one follows.
+    #[sqlx(try_from = "String")]
+    pub state: JobState,
+    /// How long ago it ended, by the database's clock.
+    pub ended_ago_s: f64,
 }
 
 /// Those that ended first.
 pub async fn to_archive(conn: &mut PgConnection, limit: i64) -> sqlx::Result<Vec<ToArchive>> {
     sqlx::query_as(
-        "SELECT job_id, attempt, last_seq, result FROM attempts
-         WHERE ended_at IS NOT NULL AND log_object IS NULL ORDER BY ended_at LIMIT $1",
+        "SELECT a.job_id, a.attempt, a.last_seq, CASE WHEN j.attempt = a.attempt THEN j.state ELSE 'queued' END AS state,
+                extract(epoch FROM now() - a.ended_at)::float8 AS ended_ago_s
+         FROM attempts a JOIN jobs j ON j.id = a.job_id
+         WHERE a.ended_at IS NOT NULL AND a.log_object IS NULL ORDER BY a.ended_at LIMIT $1",
     )
     .bind(limit)
     .fetch_all(conn)
@@ -126,4 +132,23 @@ pub async fn archived(
         .execute(conn)
         .await?;
     Ok(())
+}
+
+/// Which of these have their log in the object store.
+pub async fn archived_among(
+    conn: &mut PgConnection,
+    attempts: &[(JobId, Attempt)],
+) -> sqlx::Result<Vec<(JobId, Attempt)>> {
+    let (jobs, numbers): (Vec<i64>, Vec<i32>) =
+        attempts.iter().map(|(job, attempt)| (job.0, attempt.0)).unzip();
+    let rows: Vec<(i64, i32)> = sqlx::query_as(
+        "SELECT a.job_id, a.attempt FROM attempts a
+         JOIN unnest($1::bigint[], $2::int[]) AS p (job, attempt) ON a.job_id = p.job AND a.attempt = p.attempt
+         WHERE a.log_object IS NOT NULL",
+    )
+    .bind(jobs)
+    .bind(numbers)
+    .fetch_all(conn)
+    .await?;
+    Ok(rows.into_iter().map(|(job, attempt)| (JobId(job), Attempt(attempt))).collect())
 }

@@ -105,7 +105,7 @@ pub async fn login(conn: &mut PgConnection, fingerprint: &str) -> sqlx::Result<O
     .await
 }
 
-/// The builder's key that signed something, enabled or not: the one a manifest must verify with is one of these.
+/// The builder's enabled keys, the newest first: a manifest must verify with one of them.
 pub async fn keys(conn: &mut PgConnection, builder: BuilderId) -> sqlx::Result<Vec<(i64, String)>> {
     sqlx::query_as(
         "SELECT id, public_key FROM builder_keys WHERE builder_id = $1 AND enabled ORDER BY id DESC",

@@ -6,8 +6,6 @@ use sqlx::{
 };
 use std::time::Duration;
 
-static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("../migrations");
-
 /// Connections per process: enough for a busy node, and a hundred of them fit a default server ten times.
 const MAX_CONNECTIONS: u32 = 10;
 /// A request that gets no connection by then is answered with 503.
@@ -47,7 +45,10 @@ pub fn connect(url: &DatabaseUrl, name: &str) -> PgPool {
 
 /// Brings the schema up to date; safe when several processes do it at once.
 pub async fn migrate(pool: &PgPool) -> Result<(), sqlx::migrate::MigrateError> {
-    MIGRATIONS.run(pool).await
+    let mut migrator = sqlx::migrate!("../migrations");
+    // During a rolling upgrade the schema may be newer than this program: expand, migrate, contract makes that safe.
+    migrator.set_ignore_missing(true);
+    migrator.run(pool).await
 }
 
 /// For `/readyz`.
@@ -55,6 +56,23 @@ pub async fn check(pool: &PgPool) -> Result<(), String> {
     match sqlx::query("SELECT 1").execute(pool).await {
         Ok(_) => Ok(()),
         Err(error) => Err(error.to_string()),
+    }
+}
+
+/// Whether this very connection, and what its transaction holds, is still there.
+pub async fn ping(conn: &mut PgConnection) -> sqlx::Result<()> {
+    sqlx::query("SELECT 1").execute(conn).await.map(drop)
+}
+
+/// Whether the same statement would fail again: the data is at fault, not the connection or another transaction.
+pub fn is_permanent(error: &sqlx::Error) -> bool {
+    match error {
+        // Data exceptions and violated constraints.
+        sqlx::Error::Database(error) => {
+            error.code().is_some_and(|code| code.starts_with("22") || code.starts_with("23"))
+        }
+        sqlx::Error::Decode(_) | sqlx::Error::ColumnDecode { .. } | sqlx::Error::Encode(_) => true,
+        _ => false,
     }
 }
 
@@ -87,7 +105,8 @@ pub enum Channel {
 }
 
 impl Channel {
-    pub(crate) fn name(self) -> &'static str {
+    /// As a notification names it.
+    pub fn name(self) -> &'static str {
         match self {
             Self::Jobs => "cratemill_jobs",
             Self::Outbox => "cratemill_outbox",

@@ -19,7 +19,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const READ_TIMEOUT: Duration = Duration::from_secs(20);
 const ATTEMPTS: u32 = 3;
 
-#[derive(Debug, Clone, clap::Args)]
+#[derive(Clone, clap::Args)]
 pub struct ObjectStore {
     /// S3 endpoint: `https://host[:port]`; buckets are addressed by path.
     #[arg(long, env = "S3_ENDPOINT", value_name = "URL")]
@@ -33,6 +33,12 @@ pub struct ObjectStore {
     pub s3_access_key: String,
     #[arg(long, env = "S3_SECRET_KEY", value_name = "SECRET", hide_env_values = true)]
     pub s3_secret_key: String,
+}
+
+impl std::fmt::Debug for ObjectStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "ObjectStore({} {})", self.s3_endpoint, self.s3_bucket)
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -50,6 +56,9 @@ pub enum Error {
     #[error("the object store failed: {0}")]
     Unavailable(String),
 }
+
+/// The bytes of an object, chunk by chunk.
+pub use aws_sdk_s3::primitives::ByteStream as Body;
 
 /// An object, or the asked part of it, as it arrives.
 #[derive(Debug)]

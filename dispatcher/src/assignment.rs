@@ -1,0 +1,177 @@
+//! Assignment: rounds that lease queued jobs to waiting builders, and tell the nodes that hold their connections.
+//!
+//! A round is one transaction. Its message to the node may be lost: then nobody accepts, the lease runs out after
+//! [`ACCEPT`], and the rescue queues the job again.
+
+use crate::{
+    matching::{self, Builder},
+    metrics,
+    outage::{Outage, pause},
+    registry::{IndexUrl, client::Registry, template::IndexConfig},
+    wakes::Wakes,
+};
+use anyhow::{Context as _, anyhow};
+use cratemill_protocol::{
+    Attempt, Limits, bus,
+    bus::{AssignedJob, NodeMessage},
+    subjects,
+};
+use cratemill_service::bus::Bus;
+use cratemill_store::{
+    PgPool, queue,
+    queue::Candidate,
+    sessions::{self, Waiting},
+};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use time::OffsetDateTime;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+/// A builder accepts within a round trip; a lost message costs no more than this.
+const ACCEPT: Duration = Duration::from_secs(15);
+/// Builders served in one transaction.
+const MAX_BUILDERS: i64 = 64;
+/// Jobs leased in one transaction: short enough that no other dispatcher waits for it.
+const MAX_JOBS: usize = 256;
+/// Without any wake-up: what a lost notification costs at most.
+const POLL: Duration = Duration::from_secs(2);
+/// Clocks differ by more than any shorter wait would be worth.
+const SHORTEST_WAIT: Duration = Duration::from_millis(10);
+const SEND_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What the rounds need.
+#[derive(Debug, Clone)]
+pub struct Assignment {
+    pub pool: PgPool,
+    pub bus: Bus,
+    pub registry: Arc<Registry>,
+    pub wakes: Arc<Wakes>,
+    pub limits: Limits,
+    pub lease_s: u32,
+}
+
+pub async fn run(assignment: Assignment, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let mut outage = Outage::new("assignment");
+    while !shutdown.is_cancelled() {
+        match assignment.rounds().await {
+            Ok(wait) => {
+                outage.over();
+                tokio::select! {
+                    () = assignment.wakes.jobs.notified() => {}
+                    () = tokio::time::sleep(wait) => {}
+                    () = shutdown.cancelled() => {}
+                }
+            }
+            Err(error) => {
+                pause(outage.failed(error), &shutdown).await;
+            }
+        }
+    }
+    Ok(())
+}
+
+impl Assignment {
+    /// Rounds for as long as something is assigned; returns when to look again.
+    async fn rounds(&self) -> anyhow::Result<Duration> {
+        // Leases that no node hears of would only run out.
+        self.bus.check().map_err(|why| anyhow!("the bus is away: {why}"))?;
+        let config = self.registry.config().await?;
+        while self.round(&config).await? > 0 {}
+        let mut conn = self.pool.acquire().await?;
+        let due = queue::next_due(&mut conn).await?;
+        let wait = due.and_then(|due| Duration::try_from(due - OffsetDateTime::now_utc()).ok());
+        Ok(wait.unwrap_or(POLL).clamp(SHORTEST_WAIT, POLL))
+    }
+
+    /// One transaction; returns how many jobs it assigned.
+    async fn round(&self, config: &IndexConfig) -> anyhow::Result<usize> {
+        let mut tx = self.pool.begin().await?;
+        let waiting = sessions::waiting(&mut tx, MAX_BUILDERS).await?;
+        let Some(limit) = wanted(&waiting) else { return Ok(0) };
+        let mut targets: Vec<String> = waiting.iter().flat_map(|builder| builder.targets.clone()).collect();
+        targets.sort();
+        targets.dedup();
+        let candidates = queue::candidates(&mut tx, &targets, limit).await?;
+        let pairs = pair(&waiting, &candidates);
+        if pairs.is_empty() {
+            return Ok(0);
+        }
+        let leases: Vec<_> = pairs.iter().map(|(job, builder)| (job.id, builder.builder)).collect();
+        let accept_s = i32::try_from(ACCEPT.as_secs()).context("a constant that fits")?;
+        queue::assign(&mut tx, &leases, accept_s).await?;
+        let mut taken = BTreeMap::new();
+        for (_, builder) in &leases {
+            *taken.entry(*builder).or_insert(0) += 1;
+        }
+        sessions::take_slots(&mut tx, &taken.into_iter().collect::<Vec<_>>()).await?;
+        tx.commit().await?;
+
+        metrics::assigned(pairs.len());
+        for (candidate, builder) in &pairs {
+            let job = assigned_job(candidate, config, self.registry.index(), &self.limits, self.lease_s);
+            self.send(builder, job).await;
+        }
+        Ok(pairs.len())
+    }
+
+    async fn send(&self, to: &Waiting, job: AssignedJob) {
+        let (id, attempt) = (job.id, job.attempt);
+        let message = NodeMessage::Assign {
+            connection: to.connection.clone(),
+            builder: to.builder,
+            job: Box::new(job),
+        };
+        let sent = self.bus.client.publish(subjects::node(&to.node), bus::encode(&message).into());
+        match timeout(SEND_TIMEOUT, sent).await {
+            Ok(Ok(())) => tracing::debug!(job = %id, %attempt, builder = %to.builder, "assigned"),
+            Ok(Err(error)) => {
+                tracing::warn!(job = %id, %attempt, %error, "the node was not told: the lease repairs it");
+            }
+            Err(_) => {
+                tracing::warn!(job = %id, %attempt, "the node was not told in time: the lease repairs it");
+            }
+        }
+    }
+}
+
+/// How many jobs the waiting builders can take; none if nobody waits.
+fn wanted(waiting: &[Waiting]) -> Option<i64> {
+    let slots: usize = waiting.iter().map(slots).sum();
+    i64::try_from(slots.min(MAX_JOBS)).ok().filter(|slots| *slots > 0)
+}
+
+fn slots(waiting: &Waiting) -> usize {
+    usize::try_from(waiting.slots).unwrap_or(0)
+}
+
+fn pair<'a>(waiting: &'a [Waiting], candidates: &'a [Candidate]) -> Vec<(&'a Candidate, &'a Waiting)> {
+    let builders: Vec<_> =
+        waiting.iter().map(|builder| Builder { targets: &builder.targets, slots: slots(builder) }).collect();
+    let targets: Vec<_> = candidates.iter().map(|job| &job.target).collect();
+    let pairs = matching::pairs(&builders, &targets);
+    pairs.into_iter().map(|(job, builder)| (&candidates[job], &waiting[builder])).collect()
+}
+
+fn assigned_job(
+    job: &Candidate,
+    config: &IndexConfig,
+    index: &IndexUrl,
+    limits: &Limits,
+    lease_s: u32,
+) -> AssignedJob {
+    AssignedJob {
+        id: job.id,
+        attempt: Attempt(job.attempt.0 + 1),
+        krate: job.krate.clone(),
+        version: job.version.clone(),
+        source: config.source(&job.krate, &job.version, &job.sha256),
+        private: config.auth_required,
+        sha256: job.sha256,
+        index: index.for_builders(),
+        kind: job.kind,
+        target: job.target.clone(),
+        features: job.features.clone(),
+        limits: limits.clone(),
+        lease_s,
+    }
+}

@@ -1,0 +1,140 @@
+//! How an attempt's end becomes the job's next state: for good, or back into the queue.
+
+use cratemill_protocol::{FailureClass, JobState, Outcome};
+use cratemill_store::{
+    PgConnection, attempts, queue,
+    queue::{End, Held},
+};
+use rand::Rng;
+use std::time::Duration;
+
+/// Attempts that end in a class that is ours, until the job has failed.
+pub const MAX_TRIES: i32 = 5;
+const FIRST_DELAY: Duration = Duration::from_secs(5);
+const LONGEST_DELAY: Duration = Duration::from_mins(10);
+/// What a person reads of a failure; the log has the rest.
+const MAX_MESSAGE_CHARS: usize = 2_000;
+
+/// What follows from the end of an attempt.
+#[derive(Debug, Clone, PartialEq)]
+enum Next {
+    Succeeded,
+    Cancelled,
+    Failed { class: FailureClass, message: String },
+    Retry { class: FailureClass, message: String },
+}
+
+fn next(outcome: &Outcome, tries: i32, cancel_requested: bool) -> Next {
+    let (class, message) = match outcome {
+        Outcome::Succeeded { .. } => return Next::Succeeded,
+        _ if cancel_requested => return Next::Cancelled,
+        // Nobody asked for it, so the builder gave the job up: that is our trouble, not the crate's.
+        Outcome::Cancelled => (FailureClass::Infrastructure, "the builder gave the job up".to_owned()),
+        Outcome::Failed { class, message, .. } => (*class, message.clone()),
+    };
+    if class.is_retried() && tries + 1 < MAX_TRIES {
+        Next::Retry { class, message }
+    } else {
+        Next::Failed { class, message }
+    }
+}
+
+/// Exponential backoff with full jitter: a random part of a bound that doubles with each try. `random` is from 0 to 1.
+pub fn retry_delay(tries: i32, random: f64) -> Duration {
+    let doubled = FIRST_DELAY.saturating_mul(1 << tries.clamp(0, 16));
+    doubled.min(LONGEST_DELAY).mul_f64(random.clamp(0.0, 1.0))
+}
+
+/// Ends the attempt of a held job, and with it the job, or queues it again. Returns the job's state.
+pub async fn end(
+    conn: &mut PgConnection,
+    held: &Held,
+    outcome: &Outcome,
+    last_seq: Option<u64>,
+) -> Result<JobState, cratemill_store::Error> {
+    attempts::end(conn, held.id, held.attempt, outcome, last_seq).await?;
+    let end = match next(outcome, held.tries, held.cancel_requested) {
+        Next::Retry { class, message } => {
+            let delay = retry_delay(held.tries, rand::rng().random());
+            queue::retry_later(conn, held, class, &message, delay.as_secs_f64()).await?;
+            return Ok(JobState::Queued);
+        }
+        Next::Failed { class, message } => {
+            queue::finish(conn, held, &End::Failed { class, message: &message }).await?;
+            return Ok(JobState::Failed);
+        }
+        Next::Succeeded => End::Succeeded,
+        Next::Cancelled => End::Cancelled,
+    };
+    queue::finish(conn, held, &end).await?;
+    Ok(end.state())
+}
+
+/// An outcome whose text the database takes: bounded, and without NUL.
+pub fn clean(outcome: Outcome) -> Outcome {
+    match outcome {
+        Outcome::Failed { class, message, stage, timings } => {
+            let message = message.chars().filter(|c| *c != '\0').take(MAX_MESSAGE_CHARS).collect();
+            Outcome::Failed { class, message, stage, timings }
+        }
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cratemill_protocol::job::Timings;
+    use proptest::prelude::*;
+
+    fn failed(class: FailureClass) -> Outcome {
+        Outcome::Failed { class, message: "m".into(), stage: None, timings: Timings::default() }
+    }
+
+    #[test]
+    fn table() {
+        let succeeded = Outcome::Succeeded { timings: Timings::default() };
+        let message = || "m".to_owned();
+        for class in FailureClass::ALL.iter().copied() {
+            let first = next(&failed(class), 0, false);
+            if class.is_retried() {
+                assert_eq!(first, Next::Retry { class, message: message() });
+                assert!(matches!(next(&failed(class), 3, false), Next::Retry { .. }));
+                assert_eq!(next(&failed(class), 4, false), Next::Failed { class, message: message() });
+            } else {
+                assert_eq!(first, Next::Failed { class, message: message() });
+            }
+            assert_eq!(next(&failed(class), 0, true), Next::Cancelled);
+        }
+        // What is good is kept, even if somebody changed their mind.
+        assert_eq!(next(&succeeded, 0, true), Next::Succeeded);
+        assert_eq!(next(&Outcome::Cancelled, 0, true), Next::Cancelled);
+        assert!(matches!(next(&Outcome::Cancelled, 0, false), Next::Retry { .. }));
+    }
+
+    #[test]
+    fn delays_double_up_to_ten_minutes() {
+        let bounds: Vec<u64> = (0..9).map(|tries| retry_delay(tries, 1.0).as_secs()).collect();
+        assert_eq!(bounds, [5, 10, 20, 40, 80, 160, 320, 600, 600]);
+    }
+
+    proptest! {
+        #[test]
+        fn any_delay_is_within_its_bound(tries in any::<i32>(), random in any::<f64>()) {
+            prop_assume!(!random.is_nan());
+            prop_assert!(retry_delay(tries, random) <= LONGEST_DELAY);
+        }
+    }
+
+    #[test]
+    fn messages_are_bounded_and_have_no_nul() {
+        let long = Outcome::Failed {
+            class: FailureClass::Build,
+            message: "a\0".repeat(5_000),
+            stage: None,
+            timings: Timings::default(),
+        };
+        let Outcome::Failed { message, .. } = clean(long) else { panic!("still a failure") };
+        assert_eq!(message, "a".repeat(MAX_MESSAGE_CHARS));
+    }
+}

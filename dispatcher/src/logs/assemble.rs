@@ -1,0 +1,142 @@
+//! A log from its events: each once, in order, compressed as it grows. Pure but for the memory it fills.
+
+use cratemill_protocol::bus::{LogBody, LogMessage};
+use flate2::{Compression, write::GzEncoder};
+use std::io::{self, Write};
+
+#[derive(Debug)]
+pub struct Assembler {
+    gzip: GzEncoder<Vec<u8>>,
+    /// Of text, before compression.
+    bytes: u64,
+    most: u64,
+    last_seq: u64,
+    gaps: bool,
+    ended: bool,
+}
+
+/// A whole log.
+#[derive(Debug)]
+pub struct Log {
+    pub gzip: Vec<u8>,
+    pub bytes: u64,
+    /// The highest event number that was seen.
+    pub last_seq: u64,
+    /// Its end was announced already.
+    pub ended: bool,
+    gaps: bool,
+}
+
+impl Assembler {
+    /// Takes at most `most` bytes of text; a builder cuts its log long before.
+    pub fn new(most: u64) -> Self {
+        let gzip = GzEncoder::new(Vec::new(), Compression::default());
+        Self { gzip, bytes: 0, most, last_seq: 0, gaps: false, ended: false }
+    }
+
+    /// Takes the next event of the stream; one that came before is passed over. False: it is full.
+    pub fn push(&mut self, message: &LogMessage) -> io::Result<bool> {
+        if let LogBody::End { .. } = message.body {
+            self.ended = true;
+            return Ok(true);
+        }
+        if message.seq <= self.last_seq {
+            return Ok(true);
+        }
+        self.gaps |= message.seq != self.last_seq + 1;
+        self.last_seq = message.seq;
+        if let LogBody::Text { text, .. } = &message.body {
+            if self.bytes + text.len() as u64 > self.most {
+                return Ok(false);
+            }
+            self.gzip.write_all(text.as_bytes())?;
+            self.bytes += text.len() as u64;
+        }
+        Ok(true)
+    }
+
+    pub fn finish(self) -> io::Result<Log> {
+        Ok(Log {
+            gzip: self.gzip.finish()?,
+            bytes: self.bytes,
+            last_seq: self.last_seq,
+            ended: self.ended,
+            gaps: self.gaps,
+        })
+    }
+}
+
+impl Log {
+    /// Whether every event up to `last_seq` is in it.
+    pub fn is_complete(&self, last_seq: u64) -> bool {
+        !self.gaps && self.last_seq >= last_seq
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cratemill_protocol::{Attempt, JobId, JobState};
+    use flate2::read::GzDecoder;
+    use proptest::prelude::*;
+    use std::io::Read;
+
+    fn event(seq: u64, body: LogBody) -> LogMessage {
+        LogMessage { job: JobId(1), attempt: Attempt(1), seq, at_ms: 0, body }
+    }
+
+    fn text(seq: u64, text: &str) -> LogMessage {
+        event(seq, LogBody::Text { offset: 0, text: text.into() })
+    }
+
+    fn unpack(log: &Log) -> String {
+        let mut text = String::new();
+        GzDecoder::new(log.gzip.as_slice()).read_to_string(&mut text).unwrap();
+        text
+    }
+
+    #[test]
+    fn gaps_and_ends_are_seen() {
+        let mut assembler = Assembler::new(100);
+        assembler.push(&text(1, "a")).unwrap();
+        assembler.push(&text(3, "c")).unwrap();
+        assembler.push(&event(4, LogBody::End { state: JobState::Failed })).unwrap();
+        let log = assembler.finish().unwrap();
+        assert_eq!((unpack(&log).as_str(), log.ended, log.last_seq), ("ac", true, 3));
+        assert!(!log.is_complete(3));
+        let empty = Assembler::new(100).finish().unwrap();
+        assert!(empty.is_complete(0) && !empty.is_complete(1) && unpack(&empty).is_empty());
+    }
+
+    #[test]
+    fn it_is_bounded() {
+        let mut assembler = Assembler::new(3);
+        assert!(assembler.push(&text(1, "abc")).unwrap());
+        assert!(!assembler.push(&text(2, "d")).unwrap());
+        assert_eq!(unpack(&assembler.finish().unwrap()), "abc");
+    }
+
+    proptest! {
+        /// Whatever is sent again after a reconnect, the text is the same.
+        #[test]
+        fn repeats_change_nothing(chunks in prop::collection::vec("[a-z\n]{0,8}", 0..20), again in prop::collection::vec((0_usize..20, 1_usize..6), 0..6)) {
+            let events: Vec<_> = (1..).zip(&chunks).map(|(seq, chunk)| text(seq, chunk)).collect();
+            let mut sent = Vec::new();
+            for (position, event) in events.iter().enumerate() {
+                sent.push(event.clone());
+                for (at, back) in &again {
+                    if *at == position {
+                        sent.extend(events[position.saturating_sub(*back)..=position].iter().cloned());
+                    }
+                }
+            }
+            let mut assembler = Assembler::new(1_000);
+            for event in &sent {
+                prop_assert!(assembler.push(event).unwrap());
+            }
+            let log = assembler.finish().unwrap();
+            prop_assert_eq!(unpack(&log), chunks.concat());
+            prop_assert!(log.is_complete(events.len() as u64));
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! Logs of ended attempts: from the bus into the object store, and off the bus.
+//!
+//! ```text
+//! attempt ends -> all events are there (or overdue) -> End is published -> gzip is stored -> the row says where
+//!                                                                        -> a sweep later: the subject is purged
+//! ```
+//! Each step may be repeated: a crash between any two changes nothing.
+
+pub mod assemble;
+mod read;
+pub mod sweep;
+
+use crate::{
+    metrics,
+    outage::{Outage, pause},
+    wakes::Wakes,
+};
+use anyhow::Context as _;
+use async_nats::jetstream::stream::Stream;
+use cratemill_protocol::{
+    bus::{self, LogBody, LogMessage},
+    subjects,
+};
+use cratemill_service::{
+    bus::{Bus, Error},
+    clock, streams,
+};
+use cratemill_store::{PgPool, attempts, attempts::ToArchive, objects::Objects};
+use futures_util::StreamExt;
+use std::{sync::Arc, time::Duration};
+use tokio_util::sync::CancellationToken;
+
+/// Without any wake-up; also how often an incomplete log is looked at again.
+const POLL: Duration = Duration::from_secs(1);
+const BATCH: i64 = 32;
+/// Each holds one compressed log in memory.
+const CONCURRENCY: usize = 4;
+/// Events that are not there by then were lost with their node.
+const OVERDUE_S: f64 = 10.0;
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What archiving needs.
+#[derive(Debug, Clone)]
+pub struct Archive {
+    pub pool: PgPool,
+    pub bus: Bus,
+    pub objects: Objects,
+    /// The most log that a job may write.
+    pub log_bytes: u64,
+}
+
+pub async fn run(archive: Archive, wakes: Arc<Wakes>, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let Some(stream) = streams::wait_for(&archive.bus, subjects::LOGS_STREAM, &shutdown).await else {
+        return Ok(());
+    };
+    let mut outage = Outage::new("archiving logs");
+    while !shutdown.is_cancelled() {
+        match archive.round(&stream).await {
+            Ok(()) => {
+                outage.over();
+                tokio::select! {
+                    () = wakes.ended.notified() => {}
+                    () = tokio::time::sleep(POLL) => {}
+                    () = shutdown.cancelled() => {}
+                }
+            }
+            Err(error) => {
+                pause(outage.failed(error), &shutdown).await;
+            }
+        }
+    }
+    Ok(())
+}
+
+impl Archive {
+    /// Tries each attempt; one that fails does not keep the others waiting.
+    async fn round(&self, stream: &Stream) -> anyhow::Result<()> {
+        let mut conn = self.pool.acquire().await?;
+        let attempts = attempts::to_archive(&mut conn, BATCH).await?;
+        drop(conn);
+        let results: Vec<_> = futures_util::stream::iter(attempts)
+            .map(async |attempt| {
+                let (job, number) = (attempt.job, attempt.attempt);
+                self.archive(stream, &attempt).await.with_context(|| format!("the log of {job}.{number}"))
+            })
+            .buffer_unordered(CONCURRENCY)
+            .collect()
+            .await;
+        results.into_iter().collect()
+    }
+
+    /// Archives one log, unless parts of it are still on their way.
+    async fn archive(&self, stream: &Stream, attempt: &ToArchive) -> anyhow::Result<()> {
+        let (job, number) = (attempt.job, attempt.attempt);
+        let log = read::read(stream, job, number, self.log_bytes).await?;
+        let last_seq = attempt.last_seq.map_or(0, i64::unsigned_abs);
+        if !log.is_complete(last_seq) {
+            if attempt.ended_ago_s < OVERDUE_S {
+                return Ok(());
+            }
+            tracing::warn!(%job, attempt = %number, last_seq, "events of a log are missing: archived without them");
+        }
+        if !log.ended {
+            self.publish_end(attempt, log.last_seq.max(last_seq) + 1).await?;
+        }
+        let object = format!("logs/{job}/{number}.log.gz");
+        let bytes = i64::try_from(log.bytes)?;
+        self.objects.put(&object, log.gzip.into(), "application/gzip").await?;
+        let mut conn = self.pool.acquire().await?;
+        attempts::archived(&mut conn, job, number, &object, bytes).await?;
+        metrics::log_archived();
+        tracing::debug!(%job, attempt = %number, bytes, "log archived");
+        Ok(())
+    }
+
+    /// Tells viewers that nothing follows.
+    async fn publish_end(&self, attempt: &ToArchive, seq: u64) -> anyhow::Result<()> {
+        let (job, number) = (attempt.job, attempt.attempt);
+        let body = LogBody::End { state: attempt.state };
+        let message = LogMessage { job, attempt: number, seq, at_ms: clock::now_ms(), body };
+        let (subject, id) = (subjects::log(job, number), format!("end-{job}-{number}"));
+        match self.bus.store(&subject, &id, bus::encode(&message).into(), PATIENCE).await {
+            Ok(_) => Ok(()),
+            // The stream is full, and archiving is what empties it: viewers do without, the database says the same.
+            Err(Error::Refused(why)) => {
+                tracing::error!(%job, attempt = %number, why, "the bus refuses the end of a log");
+                Ok(())
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+}
