@@ -44,8 +44,14 @@ pub struct Stored {
 impl Bus {
     /// Connects in the background and for as long as the process lives: a bus that is away is not an error here.
     pub async fn connect(url: &NatsUrl, name: &str) -> anyhow::Result<Self> {
-        let user = url.servers.first().and_then(async_nats::ServerAddr::username).unwrap_or(name);
-        let client = ConnectOptions::new()
+        let server = url.servers.first();
+        let user = server.and_then(async_nats::ServerAddr::username).unwrap_or(name);
+        // The client does not take them from the URL by itself.
+        let options = match server.and_then(async_nats::ServerAddr::password) {
+            Some(password) => ConnectOptions::with_user_and_password(user.to_owned(), password.to_owned()),
+            None => ConnectOptions::new(),
+        };
+        let client = options
             .name(name)
             // Each user may listen only below its own prefix, so that none can read another's answers.
             .custom_inbox_prefix(format!("_INBOX.{user}"))
