@@ -1,0 +1,82 @@
+//! The API node: REST for everybody, operators' routes, the builders' WebSocket, upload and download.
+//!
+//! It keeps no state that another node does not have: jobs are in Postgres, bytes in the object store, and what happens
+//! is on the bus. The exception is counts of downloads on their way to the bus, which a drain flushes.
+
+mod auth;
+mod builders;
+pub mod config;
+mod crates;
+mod cursor;
+mod download;
+mod downloads;
+mod extract;
+mod jobs;
+mod latest;
+mod log;
+mod nodes;
+mod observe;
+mod openapi;
+mod problem;
+mod registry;
+pub mod routes;
+mod schema;
+mod socket;
+mod state;
+mod upload;
+mod views;
+
+pub use config::Config;
+pub use downloads::Counts;
+pub use state::App;
+
+use anyhow::Context as _;
+use cratemill_service::{Context, bus::Bus, http};
+use socket::Sockets;
+use tokio_util::sync::CancellationToken;
+
+/// Serves until the process drains.
+pub async fn run(config: Config, context: Context) -> anyhow::Result<()> {
+    config.check().map_err(anyhow::Error::msg).context("the configuration is wrong")?;
+    let listen = config.process.listen;
+    tracing::info!(node = config.node, public_url = %config.public_url, "an API node");
+    let pool = cratemill_store::connect(&config.database.database_url, "cratemill-api");
+    let bus = Bus::connect(&config.nats.nats_url, "api").await?;
+    let app = App::new(config, pool, bus);
+
+    let schema = schema::migrate(&context, &app.pool);
+    require(&app, &context, schema);
+    // Downloads that are under way when the drain begins still count, so counting ends after them.
+    let uncounted = CancellationToken::new();
+    let flush = uncounted.clone().drop_guard();
+    context.essential("counting downloads", app.counts.clone().run(app.bus.clone(), uncounted));
+
+    let sockets = Sockets::new(&app, context.shutdown.clone());
+    let router = routes::router(app.clone(), context.health.router().merge(sockets.router()))?;
+    let listener = http::bind(listen).await?;
+    context.essential("builders' connections", sockets.run());
+    http::serve(listener, router, context.shutdown.clone()).await?;
+    app.tasks.close();
+    app.tasks.wait().await;
+    drop(flush);
+    Ok(())
+}
+
+/// What `/readyz` looks at.
+fn require(app: &App, context: &Context, schema: schema::Ready) {
+    let pool = app.pool.clone();
+    context.health.require("postgres", move || {
+        let (pool, schema) = (pool.clone(), schema.clone());
+        async move {
+            cratemill_store::database::check(&pool).await?;
+            schema.check()
+        }
+    });
+    let bus = app.bus.clone();
+    context.health.require("nats", move || std::future::ready(bus.check()));
+    let objects = app.objects.clone();
+    context.health.require("object store", move || {
+        let objects = objects.clone();
+        async move { objects.check().await.map_err(|error| error.to_string()) }
+    });
+}
