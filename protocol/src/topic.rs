@@ -35,6 +35,23 @@ impl Topic {
             Self::Queue => (subjects::EVENTS_STREAM, subjects::QUEUE_EVENT.into()),
         }
     }
+
+    /// The topics that a message on `subject` is for: [`Topic::source`] the other way round.
+    pub fn fed_by(subject: &str) -> Vec<Self> {
+        let tokens: Vec<&str> = subject.split('.').collect();
+        let krate = |name: &str| name.parse().map(Self::Crate).ok();
+        let topics = match *tokens {
+            ["log", job, _] => [job.parse().map(Self::JobLog).ok(), None, None],
+            ["event", "job", name, job] => {
+                [job.parse().map(Self::Job).ok(), krate(name), Some(Self::Builds)]
+            }
+            ["event", "version", name, _] => [krate(name), None, None],
+            ["event", "builder", _] => [Some(Self::Builders), None, None],
+            ["event", "queue"] => [Some(Self::Queue), None, None],
+            _ => [None, None, None],
+        };
+        topics.into_iter().flatten().collect()
+    }
 }
 
 impl FromStr for Topic {
@@ -72,6 +89,29 @@ impl fmt::Display for Topic {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_subject_feeds_the_topics_whose_source_matches_it() {
+        let names = ["job.7", "job.8", "job.7.log", "crate.hexyl", "crate.bat", "builds", "builders", "queue"];
+        let topics: Vec<Topic> = names.iter().map(|name| name.parse().unwrap()).collect();
+        for subject in [
+            "log.7.1",
+            "event.job.hexyl.7",
+            "event.job.bat.8",
+            "event.version.bat.3",
+            "event.builder.1",
+            "event.queue",
+            "event.other",
+            "download.a",
+        ] {
+            let mut expected: Vec<_> =
+                topics.iter().filter(|topic| subjects::matches(&topic.source().1, subject)).cloned().collect();
+            let mut fed = Topic::fed_by(subject);
+            expected.sort();
+            fed.sort();
+            assert_eq!(fed, expected, "{subject}");
+        }
+    }
 
     #[test]
     fn topics_parse_back() {

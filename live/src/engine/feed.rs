@@ -1,0 +1,165 @@
+//! Fills the hub: every message of the followed streams, once and in order, whatever happens to the bus.
+//!
+//! The streams send what they stored again, with its sequence. A sequence that skips some, or a stream that is further
+//! than what arrived (after a reconnect, or when the last messages got lost), is repaired by reading the stream before
+//! anything later is let through.
+
+use crate::{
+    engine::{
+        Source,
+        hub::{Delivery, Hub},
+        replay::{self, Read, Replay},
+    },
+    metrics,
+};
+use anyhow::Context as _;
+use async_nats::{Message, header};
+use cratemill_protocol::subjects;
+use cratemill_service::bus::Bus;
+use futures_util::StreamExt as _;
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+/// How often the streams are compared with what arrived: a lost last message is late by twice this at most.
+const PROBE_EVERY: Duration = Duration::from_millis(500);
+
+/// What a stream said about itself.
+#[derive(Debug, Clone, Copy)]
+struct Probe {
+    source: Source,
+    last: u64,
+    /// Up to here everything should have arrived by now.
+    due: u64,
+    /// The hub's position before the question.
+    position: Option<u64>,
+}
+
+pub async fn run(bus: Bus, hub: Arc<Hub>, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let mut messages = bus.client.subscribe(subjects::LIVE_ALL).await.context("cannot subscribe")?;
+    let (sender, mut probes) = mpsc::channel(1);
+    let feed = Feed { bus, hub };
+    let work = async {
+        loop {
+            tokio::select! {
+                message = messages.next() => match message {
+                    Some(message) => feed.take(&message).await,
+                    None => anyhow::bail!("the subscription ended"),
+                },
+                Some(probe) = probes.recv() => feed.compare(probe).await,
+            }
+        }
+    };
+    tokio::select! {
+        result = work => result,
+        () = feed.probe(sender) => Ok(()),
+        () = shutdown.cancelled() => Ok(()),
+    }
+}
+
+struct Feed {
+    bus: Bus,
+    hub: Arc<Hub>,
+}
+
+impl Feed {
+    async fn take(&self, message: &Message) {
+        let Some((source, sequence, subject)) = parse(message) else {
+            tracing::warn!(subject = %message.subject, "a message without its place in a stream");
+            return;
+        };
+        // Until it is known where the stream is, nobody is subscribed.
+        let Some(position) = self.hub.position(source) else { return };
+        if sequence <= position {
+            return;
+        }
+        if sequence > position + 1 {
+            self.repair(source, position, sequence - 1).await;
+        }
+        self.hub.publish(source, sequence, subject, &message.payload);
+    }
+
+    async fn compare(&self, probe: Probe) {
+        let Probe { source, last, due, .. } = probe;
+        match self.hub.position(source) {
+            None => {
+                tracing::info!(stream = source.stream(), sequence = last, "following");
+                self.hub.set_position(source, last);
+            }
+            Some(_) if probe.position.is_some_and(|position| last < position) => {
+                tracing::error!(stream = source.stream(), sequence = last, "the stream began anew");
+                self.hub.set_position(source, last);
+                self.hub.tell(source, &Delivery::Broken);
+            }
+            Some(position) if position < due => self.repair(source, position, last).await,
+            Some(_) => {}
+        }
+    }
+
+    /// Publishes what lies after `from`, up to and with `to`; it takes as long as the bus is away.
+    async fn repair(&self, source: Source, from: u64, to: u64) {
+        tracing::warn!(stream = source.stream(), from, to, "reading what did not arrive");
+        metrics::repair(source.stream());
+        let mut replay = Replay::new(&self.bus.jetstream, source, source.everything().to_owned(), from, to);
+        let mut expired = false;
+        while let Some(read) = replay.next().await {
+            match read {
+                Read::Message(stored) => {
+                    self.hub.publish(source, stored.sequence, &stored.subject, &stored.payload);
+                }
+                Read::Expired if !expired => {
+                    expired = true;
+                    self.hub.tell(source, &Delivery::Broken);
+                }
+                Read::Expired => {}
+            }
+        }
+        self.hub.set_position(source, to);
+        if source == Source::Logs {
+            self.hub.tell(source, &Delivery::Repaired);
+        }
+    }
+
+    /// Asks the streams again and again, beside the messages so that a slow answer holds up none.
+    async fn probe(&self, probes: mpsc::Sender<Probe>) {
+        let mut every = tokio::time::interval(PROBE_EVERY);
+        every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut last_seen = [0; Source::ALL.len()];
+        let mut connects = 0;
+        loop {
+            every.tick().await;
+            let connects_now = self.bus.client.statistics().connects.load(Ordering::Relaxed);
+            let mut answered = 0;
+            for (source, seen) in Source::ALL.into_iter().zip(&mut last_seen) {
+                let position = self.hub.position(source);
+                match replay::bounds(&self.bus.jetstream, source).await {
+                    Ok(bounds) => {
+                        // After a reconnect what is missing does not come by itself.
+                        let due = if connects == connects_now { *seen } else { bounds.last };
+                        *seen = bounds.last;
+                        answered += 1;
+                        if probes.send(Probe { source, last: bounds.last, due, position }).await.is_err() {
+                            return;
+                        }
+                    }
+                    Err(error) => {
+                        tracing::debug!(stream = source.stream(), error = format!("{error:#}"), "no answer");
+                    }
+                }
+            }
+            if answered == Source::ALL.len() {
+                connects = connects_now;
+            }
+        }
+    }
+}
+
+fn parse(message: &Message) -> Option<(Source, u64, &str)> {
+    let headers = message.headers.as_ref()?;
+    let source = Source::of_stream(headers.get(header::NATS_STREAM)?.as_str())?;
+    let sequence = headers.get(header::NATS_SEQUENCE)?.as_str().parse().ok()?;
+    Some((source, sequence, message.subject.strip_prefix(subjects::LIVE_PREFIX)?))
+}

@@ -1,0 +1,59 @@
+//! One message on its way to viewers: decoded once, encoded once for all who get it.
+
+use crate::{engine::Source, metrics};
+use bytes::Bytes;
+use cratemill_protocol::{
+    Attempt, JobId,
+    bus::{self, EventMessage, LogBody, LogMessage},
+};
+use std::sync::OnceLock;
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum Message {
+    Event(EventMessage),
+    Log(LogPart),
+}
+
+/// A piece of an attempt's log, from the bus or from the archive.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LogPart {
+    pub job: JobId,
+    pub attempt: Attempt,
+    pub body: LogBody,
+}
+
+#[derive(Debug)]
+pub struct Frame {
+    /// Its place in its stream; 0 for what comes from the archive.
+    pub sequence: u64,
+    pub message: Message,
+    native: OnceLock<Bytes>,
+}
+
+impl Frame {
+    pub fn new(sequence: u64, message: Message) -> Self {
+        Self { sequence, message, native: OnceLock::new() }
+    }
+
+    /// Nothing for a message that this program cannot read: a newer program wrote it, and the rest must go on.
+    pub fn decode(source: Source, sequence: u64, payload: &[u8]) -> Option<Self> {
+        let message = match source {
+            Source::Events => bus::decode::<EventMessage>(payload).map(Message::Event),
+            Source::Logs => bus::decode::<LogMessage>(payload)
+                .map(|log| Message::Log(LogPart { job: log.job, attempt: log.attempt, body: log.body })),
+        };
+        match message {
+            Ok(message) => Some(Self::new(sequence, message)),
+            Err(error) => {
+                metrics::unreadable();
+                tracing::warn!(stream = source.stream(), sequence, %error, "skipped a message");
+                None
+            }
+        }
+    }
+
+    /// In the native dialect; `encode` runs for the first who asks.
+    pub fn native(&self, encode: impl FnOnce(&Message) -> Bytes) -> &Bytes {
+        self.native.get_or_init(|| encode(&self.message))
+    }
+}

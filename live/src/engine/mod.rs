@@ -1,0 +1,67 @@
+//! Topics, messages, positions: who gets what, from where, each once and in order. No HTTP here, and no dialect.
+
+pub mod archive;
+pub mod feed;
+pub mod frame;
+pub mod hub;
+pub mod position;
+pub mod replay;
+pub mod text;
+pub mod viewer;
+
+use self::{archive::Archive, hub::Hub};
+use cratemill_protocol::{JobId, topic::Topic};
+use cratemill_service::bus::Bus;
+use std::{sync::Arc, time::Duration};
+
+/// What every viewer of a node shares.
+#[derive(Debug)]
+pub struct Engine {
+    pub hub: Arc<Hub>,
+    pub bus: Bus,
+    pub archive: Archive,
+    /// How often a viewer that gets nothing learns how far it is.
+    pub heartbeat: Duration,
+}
+
+/// A stream that viewers follow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Source {
+    Events,
+    Logs,
+}
+
+impl Source {
+    pub const ALL: [Self; 2] = [Self::Events, Self::Logs];
+
+    pub fn of_stream(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|source| source.stream() == name)
+    }
+
+    pub fn of_topic(topic: &Topic) -> Self {
+        if log_job(topic).is_some() { Self::Logs } else { Self::Events }
+    }
+
+    pub fn stream(self) -> &'static str {
+        match self {
+            Self::Events => cratemill_protocol::subjects::EVENTS_STREAM,
+            Self::Logs => cratemill_protocol::subjects::LOGS_STREAM,
+        }
+    }
+
+    /// The filter that lets everything through.
+    pub fn everything(self) -> &'static str {
+        match self {
+            Self::Events => cratemill_protocol::subjects::EVENTS_ALL,
+            Self::Logs => cratemill_protocol::subjects::LOGS_ALL,
+        }
+    }
+}
+
+/// The job whose log the topic is.
+pub fn log_job(topic: &Topic) -> Option<JobId> {
+    match topic {
+        Topic::JobLog(job) => Some(*job),
+        _ => None,
+    }
+}

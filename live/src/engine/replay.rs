@@ -1,0 +1,202 @@
+//! Reads a range of a stream again, through whatever happens to the bus meanwhile.
+//!
+//! An ephemeral consumer with one filter (NATS 2.9 ignores more than one). A connection that breaks, a server that
+//! restarts or a message that gets lost on the way is noticed, and the read continues after the last message.
+
+use crate::engine::Source;
+use anyhow::{Context as _, bail};
+use async_nats::jetstream::{
+    self,
+    consumer::{AckPolicy, DeliverPolicy, PullConsumer, pull},
+};
+use bytes::Bytes;
+use cratemill_service::backoff::Backoff;
+use futures_util::StreamExt as _;
+use std::time::Duration;
+
+/// Messages asked for at once: enough to fill the pipe, few enough to wait in memory for one slow viewer.
+const BATCH: usize = 256;
+/// And their bytes.
+const BATCH_BYTES: usize = 1 << 20;
+/// A server that has a message for us sends it within this time, or is gone.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// A consumer that is not read from for this long is the server's to remove.
+const INACTIVE: Duration = Duration::from_secs(10);
+
+pub struct Replay {
+    jetstream: jetstream::Context,
+    source: Source,
+    filter: String,
+    /// The first sequence that was not read.
+    next: u64,
+    to: u64,
+    open: Option<Open>,
+    backoff: Backoff,
+}
+
+#[derive(Debug)]
+pub enum Read {
+    Message(Stored),
+    /// The stream does not have everything any more; what it has follows.
+    Expired,
+}
+
+#[derive(Debug)]
+pub struct Stored {
+    pub sequence: u64,
+    pub subject: String,
+    pub payload: Bytes,
+}
+
+struct Open {
+    consumer: PullConsumer,
+    /// Messages that the server has for this consumer.
+    pending: u64,
+    batch: Option<pull::Batch>,
+    /// Deliveries are numbered without gaps.
+    deliveries: u64,
+}
+
+/// The first message that a stream has, and the last it ever had.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds {
+    pub first: u64,
+    pub last: u64,
+}
+
+pub async fn bounds(jetstream: &jetstream::Context, source: Source) -> anyhow::Result<Bounds> {
+    let info = tokio::time::timeout(PATIENCE, jetstream.get_stream(source.stream())).await;
+    let stream = info.context("no answer about the stream")?.context("cannot look at the stream")?;
+    let state = &stream.cached_info().state;
+    Ok(Bounds { first: state.first_sequence, last: state.last_sequence })
+}
+
+/// The same, as soon as the bus answers.
+pub async fn bounds_at_last(jetstream: &jetstream::Context, source: Source) -> Bounds {
+    let mut backoff = backoff();
+    loop {
+        match bounds(jetstream, source).await {
+            Ok(bounds) => return bounds,
+            Err(error) => {
+                tracing::debug!(stream = source.stream(), error = format!("{error:#}"), "asking again");
+            }
+        }
+        tokio::time::sleep(backoff.next_wait()).await;
+    }
+}
+
+/// A bus that comes back is used within two seconds.
+fn backoff() -> Backoff {
+    Backoff::new(Duration::from_millis(50), Duration::from_secs(2))
+}
+
+impl std::fmt::Debug for Replay {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { source, filter, next, to, .. } = self;
+        write!(f, "Replay({source:?} {filter} {next}..={to})")
+    }
+}
+
+impl Replay {
+    /// Everything that matches `filter` after `from`, up to and with `to`.
+    pub fn new(jetstream: &jetstream::Context, source: Source, filter: String, from: u64, to: u64) -> Self {
+        let (jetstream, next) = (jetstream.clone(), from.saturating_add(1));
+        Self { jetstream, source, filter, next, to, open: None, backoff: backoff() }
+    }
+
+    /// None at the end of the range. It waits for as long as the bus is away.
+    pub async fn next(&mut self) -> Option<Read> {
+        while self.next <= self.to {
+            match self.try_next().await {
+                Ok(Some(Read::Message(stored))) => {
+                    self.next = stored.sequence + 1;
+                    self.backoff.reset();
+                    return (stored.sequence <= self.to).then_some(Read::Message(stored));
+                }
+                Ok(other) => return other,
+                Err(error) => {
+                    self.open = None;
+                    let stream = self.source.stream();
+                    tracing::debug!(stream, next = self.next, error = format!("{error:#}"), "reading again");
+                    tokio::time::sleep(self.backoff.next_wait()).await;
+                }
+            }
+        }
+        None
+    }
+
+    async fn try_next(&mut self) -> anyhow::Result<Option<Read>> {
+        if self.open.is_none() {
+            let bounds = bounds(&self.jetstream, self.source).await?;
+            // Logs leave the stream one by one, for the archive; only events go by age.
+            if self.source == Source::Events && self.next < bounds.first {
+                self.next = bounds.first;
+                return Ok(Some(Read::Expired));
+            }
+            self.open = Some(self.reopen().await?);
+        }
+        let Some(open) = &mut self.open else { return Ok(None) };
+        Ok(open.next().await?.map(Read::Message))
+    }
+
+    async fn reopen(&self) -> anyhow::Result<Open> {
+        let config = pull::Config {
+            filter_subject: self.filter.clone(),
+            deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: self.next },
+            ack_policy: AckPolicy::None,
+            inactive_threshold: INACTIVE,
+            memory_storage: true,
+            num_replicas: 1,
+            ..Default::default()
+        };
+        let create = async {
+            let stream = self.jetstream.get_stream_no_info(self.source.stream()).await?;
+            anyhow::Ok(stream.create_consumer(config).await?)
+        };
+        let consumer = tokio::time::timeout(PATIENCE, create).await.context("no consumer in time")??;
+        let pending = consumer.cached_info().num_pending;
+        Ok(Open { consumer, pending, batch: None, deliveries: 0 })
+    }
+}
+
+impl Open {
+    async fn next(&mut self) -> anyhow::Result<Option<Stored>> {
+        // Twice: a batch that is used up gives nothing, the one after it must.
+        for _ in 0..2 {
+            if self.pending == 0 {
+                return Ok(None);
+            }
+            let batch = match &mut self.batch {
+                Some(batch) => batch,
+                none => none.insert(fetch(&self.consumer).await?),
+            };
+            match tokio::time::timeout(PATIENCE, batch.next()).await.context("the server went silent")? {
+                Some(message) => {
+                    let message = message.map_err(|error| anyhow::anyhow!(error))?;
+                    return self.accept(&message).map(Some);
+                }
+                None => self.batch = None,
+            }
+        }
+        bail!("{} messages are pending and none came", self.pending)
+    }
+
+    fn accept(&mut self, message: &jetstream::Message) -> anyhow::Result<Stored> {
+        let info = message.info().map_err(|error| anyhow::anyhow!(error))?;
+        self.deliveries += 1;
+        if info.consumer_sequence != self.deliveries {
+            bail!("delivery {} came, {} was expected", info.consumer_sequence, self.deliveries);
+        }
+        self.pending = info.pending;
+        Ok(Stored {
+            sequence: info.stream_sequence,
+            subject: message.subject.to_string(),
+            payload: message.payload.clone(),
+        })
+    }
+}
+
+async fn fetch(consumer: &PullConsumer) -> anyhow::Result<pull::Batch> {
+    let fetch = consumer.fetch().max_messages(BATCH).max_bytes(BATCH_BYTES).messages();
+    Ok(tokio::time::timeout(PATIENCE, fetch).await.context("the bus takes no request")??)
+}

@@ -1,0 +1,415 @@
+//! One viewer: what it missed, then what comes, without gap or repeat.
+//!
+//! ```text
+//! subscribe at position P -> replay up to P -> take from the hub what came after P -> ...
+//!        ^                        |
+//!        +---- fell behind -------+   (a replay may take longer than the queue lasts)
+//! ```
+//!
+//! A log that is followed may move to the archive at any moment. So after reading the stream, and whenever something
+//! is missing in it, the viewer looks whether the attempt is archived, and takes the rest from there by its offset.
+
+use crate::{
+    engine::{
+        Engine, Source,
+        archive::{self, ArchivedLog, Wanted},
+        frame::{Frame, LogPart, Message},
+        hub::{Delivery, Positions, Subscriber},
+        log_job,
+        position::{LogCursor, Position, Verdict},
+        replay::{self, Read, Replay},
+    },
+    metrics,
+};
+use cratemill_protocol::{Attempt, JobId, bus::LogBody, subjects, topic::Topic};
+use cratemill_service::backoff::Backoff;
+use std::{convert::Infallible, sync::Arc, time::Duration};
+use tokio::sync::mpsc;
+
+/// How often a viewer may fall behind while it replays: each time it has less to catch up with.
+const ROUNDS: usize = 8;
+
+/// What a viewer is to see, and how far it is once it has seen it.
+#[derive(Debug)]
+pub struct Item {
+    pub what: What,
+    pub position: Position,
+}
+
+#[derive(Debug)]
+pub enum What {
+    Frame(Arc<Frame>),
+    /// Something of this topic is gone for good.
+    Reset {
+        topic: Topic,
+        reason: ResetReason,
+    },
+    /// Nothing but its position.
+    Alive,
+    /// The last item.
+    Dropped(DropReason),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ResetReason {
+    /// Past the retention of the stream.
+    Expired,
+    /// No stream was ever at the position that the viewer named.
+    Unknown,
+    /// The viewer's position could not be read: it is treated as a new viewer.
+    Unreadable,
+    /// The archive lost it.
+    Lost,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DropReason {
+    /// It does not read as fast as there is something to read.
+    Slow,
+    /// The stream does not continue where it was.
+    Broken,
+}
+
+#[derive(Debug)]
+enum End {
+    /// Nobody takes items any more.
+    Gone,
+    Dropped(DropReason),
+}
+
+/// From where on a viewer wants to see its topics.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Since {
+    /// A new viewer: events from now on, logs from their start.
+    Now,
+    After(Position),
+    /// It named a position that nobody can read.
+    Unreadable,
+}
+
+/// Where a viewer begins.
+#[derive(Debug)]
+pub struct Start {
+    pub topics: Arc<[Topic]>,
+    pub since: Since,
+    pub subscriber: Subscriber,
+    pub positions: Positions,
+}
+
+#[derive(Debug)]
+pub struct Viewer {
+    engine: Arc<Engine>,
+    topics: Arc<[Topic]>,
+    position: Position,
+    items: mpsc::Sender<Item>,
+}
+
+impl Viewer {
+    /// Sends items until nobody takes them or the viewer is dropped.
+    pub async fn run(engine: Arc<Engine>, start: Start, items: mpsc::Sender<Item>) {
+        let Start { topics, since, subscriber, positions } = start;
+        let unreadable = since == Since::Unreadable;
+        let mut position = match since {
+            Since::After(position) => position,
+            Since::Now | Since::Unreadable => Position { events: positions.events, ..Position::default() },
+        };
+        position.logs.retain(|job, _| topics.contains(&Topic::JobLog(*job)));
+        let mut viewer = Self { engine, topics, position, items };
+        if let Err(End::Dropped(reason)) = viewer.follow(unreadable, subscriber, positions).await {
+            // If this cannot be sent, the viewer is gone and needs no reason.
+            let _ = viewer.send(What::Dropped(reason)).await;
+        }
+    }
+
+    async fn follow(
+        &mut self,
+        unreadable: bool,
+        subscriber: Subscriber,
+        positions: Positions,
+    ) -> Result<Infallible, End> {
+        self.send(What::Alive).await?;
+        if unreadable {
+            self.reset(&Arc::clone(&self.topics), ResetReason::Unreadable).await?;
+        }
+        let mut subscribed = Some((subscriber, positions));
+        for _ in 0..ROUNDS {
+            let Some((subscriber, positions)) =
+                subscribed.take().or_else(|| self.engine.hub.subscribe(&self.topics))
+            else {
+                break;
+            };
+            self.catch_up(positions).await?;
+            if !subscriber.is_behind() {
+                return self.live(subscriber).await;
+            }
+        }
+        Err(End::Dropped(DropReason::Slow))
+    }
+
+    async fn live(&mut self, mut subscriber: Subscriber) -> Result<Infallible, End> {
+        let mut heartbeat = tokio::time::interval(self.engine.heartbeat);
+        loop {
+            tokio::select! {
+                delivery = subscriber.next() => match delivery {
+                    Some(Delivery::Frame(frame)) => self.deliver(frame).await?,
+                    Some(Delivery::Repaired) => {
+                        for job in self.log_jobs() {
+                            self.settle(job, Wanted::UntilFirstOnBus).await?;
+                        }
+                    }
+                    Some(Delivery::Broken) => return Err(End::Dropped(DropReason::Broken)),
+                    None => return Err(End::Dropped(DropReason::Slow)),
+                },
+                _ = heartbeat.tick() => {
+                    // First the position, then the queue: what was published before is in the one or the other.
+                    let events = self.engine.hub.position(Source::Events);
+                    if let Some(events) = events.filter(|_| subscriber.is_empty()) {
+                        self.position.events = self.position.events.max(events);
+                    }
+                    self.send(What::Alive).await?;
+                }
+            }
+        }
+    }
+
+    /// Everything up to `until`.
+    async fn catch_up(&mut self, until: Positions) -> Result<(), End> {
+        self.catch_up_events(until.events).await?;
+        for job in self.log_jobs() {
+            self.catch_up_log(job, until.logs).await?;
+        }
+        Ok(())
+    }
+
+    async fn catch_up_events(&mut self, until: u64) -> Result<(), End> {
+        let jetstream = &self.engine.bus.jetstream;
+        let topics: Vec<Topic> =
+            self.topics.iter().filter(|topic| log_job(topic).is_none()).cloned().collect();
+        let filters: Vec<String> = topics.iter().map(|topic| topic.source().1).collect();
+        let Some(filter) = cover(&filters) else { return Ok(()) };
+        if self.position.events > until
+            && self.position.events > replay::bounds_at_last(jetstream, Source::Events).await.last
+        {
+            self.position.events = until;
+            return self.reset(&topics, ResetReason::Unknown).await;
+        }
+        if self.position.events >= until {
+            return Ok(());
+        }
+        metrics::replay("events");
+        let mut replay = Replay::new(jetstream, Source::Events, filter, self.position.events, until);
+        while let Some(read) = replay.next().await {
+            match read {
+                Read::Expired => self.reset(&topics, ResetReason::Expired).await?,
+                Read::Message(stored) => {
+                    if filters.iter().any(|filter| subjects::matches(filter, &stored.subject))
+                        && let Some(frame) = Frame::decode(Source::Events, stored.sequence, &stored.payload)
+                    {
+                        self.deliver(Arc::new(frame)).await?;
+                    }
+                }
+            }
+        }
+        self.position.events = until;
+        Ok(())
+    }
+
+    async fn catch_up_log(&mut self, job: JobId, until: u64) -> Result<(), End> {
+        let from = self.cursor(job).sequence;
+        let jetstream = &self.engine.bus.jetstream;
+        if from > until && from > replay::bounds_at_last(jetstream, Source::Logs).await.last {
+            // The stream began anew, or the viewer made its position up: the log from its start is right in any case.
+            self.position.logs.remove(&job);
+            self.reset(&[Topic::JobLog(job)], ResetReason::Unknown).await?;
+        }
+        self.settle(job, Wanted::UntilFirstOnBus).await?;
+        let from = self.cursor(job).sequence;
+        if from < until {
+            metrics::replay("logs");
+            let filter = subjects::log_of_job(job);
+            let mut replay = Replay::new(&self.engine.bus.jetstream, Source::Logs, filter, from, until);
+            while let Some(read) = replay.next().await {
+                if let Read::Message(stored) = read
+                    && let Some(frame) = Frame::decode(Source::Logs, stored.sequence, &stored.payload)
+                {
+                    self.deliver(Arc::new(frame)).await?;
+                }
+            }
+            // What was archived before the stream was read to its end was missing there.
+            self.settle(job, Wanted::UntilFirstOnBus).await?;
+        }
+        Ok(())
+    }
+
+    async fn deliver(&mut self, frame: Arc<Frame>) -> Result<(), End> {
+        match &frame.message {
+            Message::Event(_) => {
+                if frame.sequence <= self.position.events {
+                    return Ok(());
+                }
+                self.position.events = frame.sequence;
+            }
+            Message::Log(part) => {
+                let mut verdict = self.cursor(part.job).judge(frame.sequence, part);
+                if verdict == Verdict::Missing {
+                    self.settle(part.job, Wanted::Through(part.attempt)).await?;
+                    verdict = self.cursor(part.job).judge(frame.sequence, part);
+                }
+                if verdict == Verdict::Seen {
+                    return Ok(());
+                }
+                self.position.logs.entry(part.job).or_default().advance(frame.sequence, part);
+            }
+        }
+        self.send(What::Frame(frame)).await
+    }
+
+    /// Delivers what the archive has and this viewer has not.
+    async fn settle(&mut self, job: JobId, wanted: Wanted) -> Result<(), End> {
+        let cursor = self.cursor(job);
+        let mut backoff = backoff();
+        let logs = loop {
+            match self.engine.archive.find(job, &cursor, wanted).await {
+                Ok(logs) => break logs,
+                Err(error) => tracing::warn!(%job, %error, "cannot look for archived logs, trying again"),
+            }
+            self.pause(&mut backoff).await?;
+        };
+        for log in logs {
+            self.archived(job, &log).await?;
+        }
+        Ok(())
+    }
+
+    async fn archived(&mut self, job: JobId, log: &ArchivedLog) -> Result<(), End> {
+        metrics::replay("archive");
+        let mut backoff = backoff();
+        loop {
+            match self.read_archived(job, log).await? {
+                Ok(()) => break,
+                Err(archive::Error::Away(error)) => {
+                    tracing::warn!(%job, attempt = %log.attempt, %error, "cannot read an archived log, trying again");
+                }
+                Err(archive::Error::Lost(why)) => {
+                    tracing::error!(%job, attempt = %log.attempt, why, "an archived log is lost");
+                    self.reset(&[Topic::JobLog(job)], ResetReason::Lost).await?;
+                    break;
+                }
+            }
+            self.pause(&mut backoff).await?;
+        }
+        self.part(job, log.attempt, LogBody::End { state: log.state }).await
+    }
+
+    /// From where the cursor is to the end of the text.
+    async fn read_archived(
+        &mut self,
+        job: JobId,
+        log: &ArchivedLog,
+    ) -> Result<Result<(), archive::Error>, End> {
+        let cursor = self.cursor(job);
+        let offset = if cursor.attempt == log.attempt { cursor.offset } else { 0 };
+        let mut reader = match self.engine.archive.open(log, offset).await {
+            Ok(reader) => reader,
+            Err(error) => return Ok(Err(error)),
+        };
+        loop {
+            match reader.next().await {
+                Ok(Some(piece)) => {
+                    let body = LogBody::Text { offset: piece.offset, text: piece.text };
+                    self.part(job, log.attempt, body).await?;
+                }
+                Ok(None) => return Ok(Ok(())),
+                Err(error) => return Ok(Err(error)),
+            }
+        }
+    }
+
+    async fn part(&mut self, job: JobId, attempt: Attempt, body: LogBody) -> Result<(), End> {
+        let part = LogPart { job, attempt, body };
+        self.position.logs.entry(job).or_default().advance(0, &part);
+        self.send(What::Frame(Arc::new(Frame::new(0, Message::Log(part))))).await
+    }
+
+    async fn reset(&mut self, topics: &[Topic], reason: ResetReason) -> Result<(), End> {
+        for topic in topics {
+            self.send(What::Reset { topic: topic.clone(), reason }).await?;
+        }
+        Ok(())
+    }
+
+    async fn send(&self, what: What) -> Result<(), End> {
+        let item = Item { what, position: self.position.clone() };
+        self.items.send(item).await.map_err(|_| End::Gone)
+    }
+
+    async fn pause(&self, backoff: &mut Backoff) -> Result<(), End> {
+        tokio::select! {
+            () = tokio::time::sleep(backoff.next_wait()) => Ok(()),
+            () = self.items.closed() => Err(End::Gone),
+        }
+    }
+
+    fn cursor(&self, job: JobId) -> LogCursor {
+        self.position.logs.get(&job).copied().unwrap_or_default()
+    }
+
+    fn log_jobs(&self) -> Vec<JobId> {
+        self.topics.iter().filter_map(log_job).collect()
+    }
+}
+
+/// A database or object store that comes back is used within five seconds.
+fn backoff() -> Backoff {
+    Backoff::new(Duration::from_millis(100), Duration::from_secs(5))
+}
+
+/// The narrowest filter that matches what any of these match.
+fn cover(filters: &[String]) -> Option<String> {
+    let (first, rest) = filters.split_first()?;
+    Some(rest.iter().fold(first.clone(), |cover, filter| cover_two(&cover, filter)))
+}
+
+fn cover_two(a: &str, b: &str) -> String {
+    let (mut left, mut right) = (a.split('.'), b.split('.'));
+    let mut tokens = Vec::new();
+    loop {
+        match (left.next(), right.next()) {
+            (None, None) => break,
+            (Some(a), Some(b)) if a != ">" && b != ">" => tokens.push(if a == b { a } else { "*" }),
+            (Some(_), Some(_)) => {
+                tokens.push(">");
+                break;
+            }
+            _ => {
+                // One ends here: its last token must be part of what `>` stands for.
+                tokens.pop();
+                tokens.push(">");
+                break;
+            }
+        }
+    }
+    tokens.join(".")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cover_is_as_narrow_as_a_filter_can_be() {
+        for (topics, expected) in [
+            (vec!["queue"], "event.queue"),
+            (vec!["job.7", "job.8"], "event.job.*.*"),
+            (vec!["job.7", "builds"], "event.job.>"),
+            (vec!["crate.a", "crate.b"], "event.*.*.>"),
+            (vec!["builds", "builders"], "event.*.>"),
+            (vec!["builds", "queue"], "event.>"),
+        ] {
+            let filters: Vec<_> =
+                topics.iter().map(|topic| topic.parse::<Topic>().unwrap().source().1).collect();
+            assert_eq!(cover(&filters).unwrap(), expected, "{topics:?}");
+        }
+        assert_eq!(cover(&[]), None);
+    }
+}
