@@ -1,0 +1,295 @@
+//! The I/O of one builder's socket: frames in, effects out. What it means is decided in [`super::session`].
+
+use super::{
+    Handle, INPUTS, Sockets,
+    attempt::{self, Attempt},
+    database, inbox,
+    session::{Effect, Input, Session, Work},
+};
+use axum::extract::ws::{CloseFrame, Message, WebSocket};
+use cratemill_protocol::{
+    BuilderId,
+    builder::{ClientMessage, CloseReason, JobRef, Nonce, ServerMessage},
+    bus::{BuildRequest, NodeMessage},
+    codec::Encoding,
+    subjects,
+};
+use rand::RngCore;
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
+
+/// A builder that takes nothing for this long is gone.
+const SEND_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What the loop of one connection owns.
+struct Connection {
+    id: String,
+    socket: WebSocket,
+    encoding: Encoding,
+    sockets: Arc<Sockets>,
+    session: Session,
+    inputs: mpsc::Sender<Input>,
+    /// Held until the builder is logged in.
+    login: Option<OwnedSemaphorePermit>,
+    builder: Option<(BuilderId, String)>,
+    attempts: HashMap<JobRef, Attempt>,
+    /// The builder's newest demand; published by a task of its own, so that only the newest is.
+    demand: Option<watch::Sender<BuildRequest>>,
+}
+
+pub(super) async fn run(
+    socket: WebSocket,
+    encoding: Encoding,
+    sockets: Arc<Sockets>,
+    login: OwnedSemaphorePermit,
+) {
+    let id = uuid::Uuid::new_v4().simple().to_string();
+    let mut nonce = Nonce([0; 32]);
+    rand::rng().fill_bytes(&mut nonce.0);
+    let session = Session::new(sockets.config.clone(), id.clone(), nonce, Instant::now());
+    let (inputs, mut receiver) = mpsc::channel(INPUTS);
+    let mut connection = Connection {
+        id,
+        socket,
+        encoding,
+        sockets,
+        session,
+        inputs,
+        login: Some(login),
+        builder: None,
+        attempts: HashMap::new(),
+        demand: None,
+    };
+    connection.serve(&mut receiver).await;
+    // A job that was assigned and never reached the builder goes back at once.
+    receiver.close();
+    while let Ok(input) = receiver.try_recv() {
+        if let (Input::Assigned(job), Some((builder, _))) = (input, &connection.builder) {
+            let job = JobRef { job: job.id, attempt: job.attempt };
+            inbox::hand_back(&connection.sockets, *builder, job);
+        }
+    }
+    connection.leave().await;
+}
+
+impl Connection {
+    async fn serve(&mut self, receiver: &mut mpsc::Receiver<Input>) {
+        let shutdown = self.sockets.shutdown.clone();
+        while !self.session.is_closed() {
+            let deadline = tokio::time::Instant::from_std(self.session.deadline());
+            let input = tokio::select! {
+                frame = self.socket.recv() => match self.parse(frame) {
+                    Some(input) => input,
+                    None => return,
+                },
+                Some(input) = receiver.recv() => input,
+                () = shutdown.cancelled() => Input::Shutdown,
+                () = tokio::time::sleep_until(deadline) => Input::Tick,
+            };
+            let mut effects: VecDeque<_> = self.session.handle(input, Instant::now()).into();
+            while let Some(effect) = effects.pop_front() {
+                if let Err(why) = self.execute(effect).await {
+                    tracing::debug!(connection = self.id, why, "builder connection broke");
+                    return;
+                }
+            }
+        }
+    }
+
+    /// The frame as an input; `None` when the socket is at its end.
+    fn parse(&self, frame: Option<Result<Message, axum::Error>>) -> Option<Input> {
+        let bytes = match (self.encoding, frame?) {
+            (Encoding::MsgPack, Ok(Message::Binary(bytes))) => bytes,
+            (Encoding::Json, Ok(Message::Text(text))) => text.into(),
+            (_, Ok(Message::Ping(_) | Message::Pong(_))) => return Some(Input::Tick),
+            (_, Ok(Message::Close(_))) => return None,
+            (_, Ok(_)) => return Some(Input::Malformed("the frame's type is not the subprotocol's".into())),
+            (_, Err(error)) if error.to_string().contains("too long") => return Some(Input::FrameTooLarge),
+            (_, Err(error)) => {
+                tracing::debug!(connection = self.id, %error, "builder socket failed");
+                return None;
+            }
+        };
+        Some(match self.encoding.decode::<ClientMessage>(&bytes) {
+            Ok(message) => Input::Message(message),
+            Err(error) => Input::Malformed(error.to_string()),
+        })
+    }
+
+    async fn execute(&mut self, effect: Effect) -> Result<(), &'static str> {
+        match effect {
+            Effect::Send(message) => self.send(&message).await,
+            Effect::Close { reason, message } => self.close(reason, message).await,
+            Effect::FindKey(fingerprint) => {
+                let pool = self.sockets.pool.clone();
+                self.answer(async move { database::find_key(&pool, &fingerprint).await.map(Input::Key) });
+                Ok(())
+            }
+            Effect::Open { builder, name, targets, resume } => {
+                self.login = None;
+                self.open(builder, name, targets, resume);
+                Ok(())
+            }
+            Effect::Ask { slots } => {
+                self.ask(slots);
+                Ok(())
+            }
+            Effect::Work(job, work) => self.work(job, work).await,
+            Effect::Renew(jobs) => {
+                if let Some((builder, _)) = self.builder {
+                    let sockets = self.sockets.clone();
+                    self.answer(async move { database::renew(&sockets, builder, &jobs).await });
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Runs a question to a dependency beside the loop and feeds its answer, or its failure, to the session.
+    fn answer<F>(&self, question: F)
+    where
+        F: Future<Output = anyhow::Result<Input>> + Send + 'static,
+    {
+        let inputs = self.inputs.clone();
+        let connection = self.id.clone();
+        self.sockets.tasks.spawn(async move {
+            let input = question.await.unwrap_or_else(|error| {
+                tracing::warn!(connection, error = format!("{error:#}"), "builder session failed");
+                Input::Failed("something of ours failed, connect again".into())
+            });
+            // The loop is gone: nobody waits for the answer.
+            let _ = inputs.send(input).await;
+        });
+    }
+
+    fn open(
+        &mut self,
+        builder: BuilderId,
+        name: String,
+        targets: Vec<cratemill_protocol::Target>,
+        resume: Vec<cratemill_protocol::builder::Resume>,
+    ) {
+        tracing::info!(%builder, name, connection = self.id, "builder logged in");
+        self.builder = Some((builder, name.clone()));
+        let handle = Handle { builder, inputs: self.inputs.clone() };
+        self.sockets.connections().insert(self.id.clone(), handle);
+        let request = BuildRequest {
+            builder,
+            connection: self.id.clone(),
+            node: self.sockets.node.clone(),
+            targets: targets.clone(),
+            slots: 0,
+            serial: 0,
+        };
+        let (demand, receiver) = watch::channel(request);
+        self.demand = Some(demand);
+        self.sockets.tasks.spawn(publish_demand(self.sockets.clone(), receiver));
+        let (sockets, connection) = (self.sockets.clone(), self.id.clone());
+        self.answer(async move {
+            let opened = database::open(&sockets, builder, &name, &connection, &targets, &resume).await?;
+            sockets.tell_all(&NodeMessage::Superseded { builder, connection }).await;
+            Ok(Input::Opened(opened))
+        });
+    }
+
+    fn ask(&self, slots: u16) {
+        if let Some(demand) = &self.demand {
+            demand.send_modify(|request| {
+                request.slots = slots;
+                request.serial += 1;
+            });
+        }
+    }
+
+    async fn work(&mut self, job: JobRef, work: Work) -> Result<(), &'static str> {
+        let Some((builder, _)) = self.builder else { return Err("not logged in") };
+        let last = matches!(work, Work::Outcome(_));
+        let attempt = self
+            .attempts
+            .entry(job)
+            .or_insert_with(|| attempt::start(self.sockets.clone(), builder, job, self.inputs.clone()));
+        let sent = attempt.send(work);
+        if last {
+            // Its task ends when it has stored what it was given.
+            self.attempts.remove(&job);
+        }
+        sent
+    }
+
+    async fn send(&mut self, message: &ServerMessage) -> Result<(), &'static str> {
+        let bytes = self.encoding.encode(message);
+        let frame = match self.encoding {
+            Encoding::MsgPack => Message::Binary(bytes.into()),
+            Encoding::Json => Message::Text(String::from_utf8(bytes).map_err(|_| "JSON is UTF-8")?.into()),
+        };
+        match tokio::time::timeout(SEND_TIMEOUT, self.socket.send(frame)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err("cannot send"),
+            Err(_) => Err("the builder takes nothing"),
+        }
+    }
+
+    async fn close(&mut self, reason: CloseReason, message: String) -> Result<(), &'static str> {
+        let builder = self.builder.as_ref().map(|(builder, _)| builder.0);
+        tracing::info!(connection = self.id, builder, ?reason, message, "closing a builder's connection");
+        metrics::counter!("cratemill_builder_closes_total", "reason" => reason_name(reason)).increment(1);
+        let code = reason.code();
+        let frame_reason = reason_name(reason);
+        self.send(&ServerMessage::Close { reason, message }).await?;
+        let frame = Message::Close(Some(CloseFrame { code, reason: frame_reason.into() }));
+        let _ = tokio::time::timeout(SEND_TIMEOUT, self.socket.send(frame)).await;
+        Err("closed")
+    }
+
+    async fn leave(self) {
+        let Some((builder, name)) = self.builder else { return };
+        self.sockets.connections().remove(&self.id);
+        tracing::info!(%builder, name, connection = self.id, "builder disconnected");
+        if let Err(error) = database::close(&self.sockets.pool, builder, &name, &self.id).await {
+            // The session expires by itself.
+            tracing::warn!(%builder, error = format!("{error:#}"), "cannot record that a builder left");
+        }
+    }
+}
+
+/// Publishes the newest demand of a connection, each time it changed, until the connection ends.
+async fn publish_demand(sockets: Arc<Sockets>, mut demand: watch::Receiver<BuildRequest>) {
+    /// A demand that cannot be stored for so long is stored with the next change or try.
+    const PATIENCE: Duration = Duration::from_secs(10);
+    while demand.changed().await.is_ok() {
+        loop {
+            let request = demand.borrow_and_update().clone();
+            let subject = subjects::build_request(request.builder);
+            let id = format!("r-{}-{}", request.connection, request.serial);
+            let payload = cratemill_protocol::bus::encode(&request).into();
+            match sockets.bus.store(&subject, &id, payload, PATIENCE).await {
+                Ok(_) => break,
+                Err(error) => tracing::warn!(%error, "cannot publish a builder's demand yet"),
+            }
+            if sockets.shutdown.is_cancelled() || demand.has_changed().is_err() {
+                return;
+            }
+        }
+    }
+}
+
+fn reason_name(reason: CloseReason) -> &'static str {
+    match reason {
+        CloseReason::UnknownKey => "unknown_key",
+        CloseReason::Disabled => "disabled",
+        CloseReason::BadSignature => "bad_signature",
+        CloseReason::UnsupportedVersion => "unsupported_version",
+        CloseReason::Protocol => "protocol",
+        CloseReason::FrameTooLarge => "frame_too_large",
+        CloseReason::Flood => "flood",
+        CloseReason::LoginTimeout => "login_timeout",
+        CloseReason::Silent => "silent",
+        CloseReason::Superseded => "superseded",
+        CloseReason::Draining => "draining",
+        CloseReason::Internal => "internal",
+    }
+}

@@ -1,0 +1,118 @@
+//! What a builder's session reads from and writes to Postgres, and how much of a log the bus has.
+
+use super::{Sockets, session::Input};
+use anyhow::Context as _;
+use cratemill_protocol::{
+    Attempt, BuilderId, JobId, Stage, Target,
+    builder::{JobRef, Resume, Resumed},
+    bus::{self, BuilderState, LogMessage},
+    subjects,
+    token::{Claims, Purpose, Token},
+};
+use cratemill_service::clock;
+use cratemill_store::{PgPool, builders, builders::Login, outbox, queue, sessions};
+
+/// A token outlives its lease by so much, so that an upload that began in time can end.
+const TOKEN_GRACE_S: i64 = 30;
+
+pub(super) async fn find_key(pool: &PgPool, fingerprint: &str) -> anyhow::Result<Option<Login>> {
+    Ok(builders::login(&mut *pool.acquire().await?, fingerprint).await?)
+}
+
+/// Records the session and answers what the builder wants to resume.
+pub(super) async fn open(
+    sockets: &Sockets,
+    builder: BuilderId,
+    name: &str,
+    connection: &str,
+    targets: &[Target],
+    resume: &[Resume],
+) -> anyhow::Result<Vec<Resumed>> {
+    let mut tx = sockets.pool.begin().await?;
+    sessions::open(&mut tx, builder, connection, &sockets.node, targets).await?;
+    outbox::builder_changed(&mut tx, builder, name, BuilderState::Connected).await?;
+    tx.commit().await?;
+    let mut answers = Vec::with_capacity(resume.len());
+    for Resume { job, attempt, .. } in resume {
+        let of = JobRef { job: *job, attempt: *attempt };
+        answers.push(if accept(sockets, builder, of).await? {
+            let stored = last_stored(sockets, of).await?;
+            Resumed::Continue {
+                job: *job,
+                attempt: *attempt,
+                next_seq: stored + 1,
+                lease_s: sockets.config.lease_s,
+                token: token(sockets, of),
+            }
+        } else {
+            Resumed::Lost { job: *job, attempt: *attempt }
+        });
+    }
+    Ok(answers)
+}
+
+pub(super) async fn close(
+    pool: &PgPool,
+    builder: BuilderId,
+    name: &str,
+    connection: &str,
+) -> anyhow::Result<()> {
+    let mut tx = pool.begin().await?;
+    if sessions::close(&mut tx, connection).await? {
+        outbox::builder_changed(&mut tx, builder, name, BuilderState::Disconnected).await?;
+    }
+    Ok(tx.commit().await?)
+}
+
+pub(super) async fn accept(sockets: &Sockets, builder: BuilderId, job: JobRef) -> anyhow::Result<bool> {
+    let mut tx = sockets.pool.begin().await?;
+    let held = queue::accept(&mut tx, job.job, job.attempt, builder, lease(sockets)).await?;
+    tx.commit().await?;
+    Ok(held)
+}
+
+pub(super) async fn set_stage(
+    sockets: &Sockets,
+    builder: BuilderId,
+    job: JobRef,
+    stage: Stage,
+) -> anyhow::Result<bool> {
+    let mut tx = sockets.pool.begin().await?;
+    let held = queue::set_stage(&mut tx, job.job, job.attempt, builder, stage).await?;
+    tx.commit().await?;
+    Ok(held)
+}
+
+/// Renews leases; an answer that says which are lost.
+pub(super) async fn renew(sockets: &Sockets, builder: BuilderId, jobs: &[JobRef]) -> anyhow::Result<Input> {
+    let pairs: Vec<(JobId, Attempt)> = jobs.iter().map(|job| (job.job, job.attempt)).collect();
+    let mut conn = sockets.pool.acquire().await?;
+    let renewed = queue::renew(&mut conn, builder, &pairs, lease(sockets)).await?;
+    let (held, lost): (Vec<_>, Vec<_>) =
+        jobs.iter().copied().partition(|job| renewed.contains(&(job.job, job.attempt)));
+    Ok(Input::Renewed { held: held.into_iter().map(|job| (job, token(sockets, job))).collect(), lost })
+}
+
+pub(super) fn token(sockets: &Sockets, job: JobRef) -> Token {
+    sockets.signer.sign(&Claims {
+        job: job.job,
+        attempt: job.attempt,
+        purpose: Purpose::Build,
+        expires: clock::now_s() + i64::from(sockets.config.lease_s) + TOKEN_GRACE_S,
+    })
+}
+
+fn lease(sockets: &Sockets) -> i32 {
+    i32::try_from(sockets.config.lease_s).unwrap_or(i32::MAX)
+}
+
+/// The number of the newest event of the attempt that the bus has; 0 for none.
+async fn last_stored(sockets: &Sockets, job: JobRef) -> anyhow::Result<u64> {
+    let stream = sockets.bus.jetstream.get_stream_no_info(subjects::LOGS_STREAM).await?;
+    let subject = subjects::log(job.job, job.attempt);
+    match stream.direct_get_last_for_subject(subject).await {
+        Ok(message) => Ok(bus::decode::<LogMessage>(&message.payload).context("a message of the log")?.seq),
+        Err(error) if error.kind() == async_nats::jetstream::stream::DirectGetErrorKind::NotFound => Ok(0),
+        Err(error) => Err(error.into()),
+    }
+}

@@ -1,0 +1,166 @@
+//! What the bus says to this node: jobs for its builders, cancels, and builders that must go.
+
+use super::{Sockets, attempt, database, session::Input};
+use cratemill_protocol::{
+    BuilderId, FailureClass,
+    builder::{Job, JobRef},
+    bus::{self, AssignedJob, NodeMessage},
+    subjects,
+};
+use cratemill_service::backoff::Backoff;
+use cratemill_store::sessions;
+use futures_util::StreamExt;
+use std::{sync::Arc, time::Duration};
+use tokio::sync::mpsc;
+
+/// How often this node says that its connections live: a third of the shortest time after which a dispatcher doubts it.
+const SEEN_PERIOD: Duration = Duration::from_secs(20);
+
+impl Sockets {
+    /// A message to every node. It is a hint: what it says is in Postgres too.
+    pub(super) async fn tell_all(&self, message: &NodeMessage) {
+        let payload = bus::encode(message).into();
+        if let Err(error) = self.bus.client.publish(subjects::ALL_NODES, payload).await {
+            tracing::warn!(%error, "cannot tell the other nodes");
+        }
+    }
+}
+
+/// Until the node drains.
+pub(super) async fn run(sockets: &Arc<Sockets>) {
+    let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+    forget_earlier_run(sockets).await;
+    while !sockets.shutdown.is_cancelled() {
+        if let Err(error) = listen(sockets).await {
+            tracing::warn!(error = format!("{error:#}"), "cannot listen for this node's messages yet");
+            tokio::select! {
+                () = tokio::time::sleep(backoff.next_wait()) => {}
+                () = sockets.shutdown.cancelled() => {}
+            }
+        }
+    }
+}
+
+/// Sessions that a process of the same name left behind.
+async fn forget_earlier_run(sockets: &Sockets) {
+    let forget = async {
+        let mut conn = sockets.pool.acquire().await?;
+        sessions::close_all_of_node(&mut conn, &sockets.node).await
+    };
+    if let Err(error) = forget.await {
+        tracing::warn!(%error, "cannot clean up after an earlier run; its sessions will expire");
+    }
+}
+
+async fn listen(sockets: &Arc<Sockets>) -> anyhow::Result<()> {
+    let client = &sockets.bus.client;
+    let own = client.subscribe(subjects::node(&sockets.node)).await?;
+    let all = client.subscribe(subjects::ALL_NODES).await?;
+    let mut messages = futures_util::stream::select(own, all);
+    let mut seen = tokio::time::interval(SEEN_PERIOD);
+    loop {
+        tokio::select! {
+            message = messages.next() => {
+                let Some(message) = message else { anyhow::bail!("the subscription ended") };
+                match bus::decode::<NodeMessage>(&message.payload) {
+                    Ok(message) => deliver(sockets, message),
+                    Err(error) => tracing::error!(%error, "a message to this node cannot be read"),
+                }
+            }
+            _ = seen.tick() => mark_seen(sockets),
+            () = sockets.shutdown.cancelled() => return Ok(()),
+        }
+    }
+}
+
+fn mark_seen(sockets: &Arc<Sockets>) {
+    let connections: Vec<String> = sockets.connections().keys().cloned().collect();
+    if connections.is_empty() {
+        return;
+    }
+    let sockets = sockets.clone();
+    tokio::spawn(async move {
+        let mark = async {
+            let mut conn = sockets.pool.acquire().await?;
+            sessions::seen(&mut conn, &connections).await
+        };
+        if let Err(error) = mark.await {
+            tracing::warn!(%error, "cannot mark builders' connections as alive");
+        }
+    });
+}
+
+fn deliver(sockets: &Arc<Sockets>, message: NodeMessage) {
+    match message {
+        NodeMessage::Assign { connection, builder, job } => assign(sockets, &connection, builder, *job),
+        NodeMessage::Cancel { builder, job, attempt, grace_s } => {
+            to_builder(sockets, builder, |_| Some(Input::Cancel { job: JobRef { job, attempt }, grace_s }));
+        }
+        NodeMessage::Disabled { builder } => to_builder(sockets, builder, |_| Some(Input::Disabled)),
+        NodeMessage::Drain { builder } => to_builder(sockets, builder, |_| Some(Input::Drain)),
+        NodeMessage::Superseded { builder, connection } => {
+            to_builder(sockets, builder, |other| (other != connection).then_some(Input::Superseded));
+        }
+    }
+}
+
+fn to_builder(sockets: &Sockets, builder: BuilderId, input: impl Fn(&str) -> Option<Input>) {
+    let connections = sockets.connections();
+    for (connection, handle) in connections.iter().filter(|(_, handle)| handle.builder == builder) {
+        if let Some(input) = input(connection)
+            && handle.inputs.try_send(input).is_err()
+        {
+            tracing::warn!(%builder, connection, "a builder's connection does not keep up");
+        }
+    }
+}
+
+fn assign(sockets: &Arc<Sockets>, connection: &str, builder: BuilderId, job: AssignedJob) {
+    let of = JobRef { job: job.id, attempt: job.attempt };
+    let inputs = sockets.connections().get(connection).map(|handle| handle.inputs.clone());
+    let input = Input::Assigned(Box::new(with_token(sockets, of, job)));
+    let sent = match inputs {
+        Some(inputs) => inputs.try_send(input).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => "its connection does not keep up",
+            mpsc::error::TrySendError::Closed(_) => "its connection just ended",
+        }),
+        None => Err("its connection has ended"),
+    };
+    if let Err(why) = sent {
+        tracing::info!(job = %of.job, attempt = %of.attempt, %builder, why, "handing a job back");
+        hand_back(sockets, builder, of);
+    }
+}
+
+fn with_token(sockets: &Sockets, of: JobRef, job: AssignedJob) -> Job {
+    let base = format!("{}/api/v1/jobs/{}", sockets.config.server, job.id);
+    Job {
+        id: job.id,
+        attempt: job.attempt,
+        krate: job.krate,
+        version: job.version,
+        source: if job.private { format!("{base}/source") } else { job.source },
+        sha256: job.sha256,
+        index: job.index,
+        kind: job.kind,
+        target: job.target,
+        features: job.features,
+        limits: job.limits,
+        lease_s: job.lease_s,
+        token: database::token(sockets, of),
+        upload: format!("{base}/artifacts"),
+    }
+}
+
+pub(super) fn hand_back(sockets: &Arc<Sockets>, builder: BuilderId, job: JobRef) {
+    let sockets = sockets.clone();
+    let tasks = sockets.tasks.clone();
+    tasks.spawn(async move {
+        let message = "the builder left before the job reached it".to_owned();
+        let response = super::session::handed_back(job, FailureClass::Infrastructure, message, 0);
+        if let Err(error) = attempt::store_outcome(&sockets, builder, response).await {
+            // Its lease runs out instead.
+            tracing::warn!(job = %job.job, error = format!("{error:#}"), "cannot hand a job back");
+        }
+    });
+}

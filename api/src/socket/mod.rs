@@ -1,0 +1,150 @@
+//! Builders' WebSockets: the login, and what goes between a builder and the bus.
+//!
+//! [`session`] decides, [`connection`] does the I/O of one socket, [`attempt`] keeps the order of one attempt's
+//! messages, [`inbox`] brings what the bus says to this node.
+
+mod attempt;
+mod bucket;
+mod connection;
+mod database;
+mod inbox;
+mod session;
+
+#[cfg(test)]
+mod session_tests;
+
+use crate::{App, problem::Problem};
+use axum::{
+    Router,
+    extract::{State, WebSocketUpgrade, ws::rejection::WebSocketUpgradeRejection},
+    http::{HeaderMap, HeaderValue, StatusCode, header},
+    response::Response,
+    routing::get,
+};
+use cratemill_protocol::{
+    BuilderId,
+    builder::{MAX_FRAME_BYTES, SUBPROTOCOL_JSON, SUBPROTOCOL_MSGPACK},
+    codec::Encoding,
+    token::Signer,
+};
+use cratemill_service::bus::Bus;
+use cratemill_store::PgPool;
+use session::{Config, Input};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+use tokio::sync::{Semaphore, mpsc};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+/// Connections that are not logged in yet; a login takes milliseconds, so this many wait only under attack.
+const MAX_LOGINS: usize = 512;
+/// A WebSocket's own buffers: small, since an idle builder sends nothing. Larger frames grow them for a moment.
+const READ_BUFFER_BYTES: usize = 512;
+/// Answers and bus messages that wait for a connection's loop.
+const INPUTS: usize = 256;
+
+/// All builders' connections of this node.
+#[derive(Debug)]
+pub(crate) struct Sockets {
+    pool: PgPool,
+    bus: Bus,
+    signer: Signer,
+    node: String,
+    config: Config,
+    connections: Mutex<HashMap<String, Handle>>,
+    logins: Arc<Semaphore>,
+    /// Every connection, and every attempt that still has something to store.
+    tasks: TaskTracker,
+    shutdown: CancellationToken,
+}
+
+/// How the rest of the node reaches a connection.
+#[derive(Debug, Clone)]
+struct Handle {
+    builder: BuilderId,
+    inputs: mpsc::Sender<Input>,
+}
+
+impl Sockets {
+    pub(crate) fn new(app: &App, shutdown: CancellationToken) -> Arc<Self> {
+        Arc::new(Self {
+            pool: app.pool.clone(),
+            bus: app.bus.clone(),
+            signer: app.signer.clone(),
+            node: app.config.node.clone(),
+            config: Config {
+                server: app.config.public_url.to_string(),
+                heartbeat_s: app.config.heartbeat_s,
+                lease_s: app.config.lease_s,
+                login_timeout: Duration::from_secs(u64::from(app.config.login_timeout_s)),
+            },
+            connections: Mutex::default(),
+            logins: Arc::new(Semaphore::new(MAX_LOGINS)),
+            tasks: TaskTracker::new(),
+            shutdown,
+        })
+    }
+
+    /// `GET /api/v1/builder`.
+    pub(crate) fn router(self: &Arc<Self>) -> Router {
+        Router::new().route("/api/v1/builder", get(upgrade)).with_state(self.clone())
+    }
+
+    /// Brings bus messages to connections and keeps their sessions alive in the database, until the node drains and
+    /// every connection has ended and stored what it received.
+    pub(crate) async fn run(self: Arc<Self>) -> anyhow::Result<()> {
+        inbox::run(&self).await;
+        self.tasks.close();
+        self.tasks.wait().await;
+        Ok(())
+    }
+
+    fn connections(&self) -> MutexGuard<'_, HashMap<String, Handle>> {
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn upgrade(
+    State(sockets): State<Arc<Sockets>>,
+    headers: HeaderMap,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+) -> Result<Response, Problem> {
+    let upgrade = upgrade.map_err(|rejection| Problem::new(rejection.status(), rejection.body_text()))?;
+    let encoding = offered(&headers).ok_or_else(|| {
+        let spoken = format!("{SUBPROTOCOL_MSGPACK}, {SUBPROTOCOL_JSON}");
+        Problem::bad_request(format!("offer one of the subprotocols that this node speaks: {spoken}"))
+    })?;
+    let login = sockets.logins.clone().try_acquire_owned().map_err(|_| {
+        Problem::new(StatusCode::SERVICE_UNAVAILABLE, "this node has no room for another login now")
+            .with_header(header::RETRY_AFTER, HeaderValue::from_static("2"))
+    })?;
+    let upgrade = upgrade
+        .protocols([encoding.subprotocol()])
+        .max_message_size(MAX_FRAME_BYTES)
+        .max_frame_size(MAX_FRAME_BYTES)
+        .read_buffer_size(READ_BUFFER_BYTES)
+        .write_buffer_size(0)
+        .max_write_buffer_size(4 * MAX_FRAME_BYTES);
+    Ok(upgrade.on_upgrade(async move |socket| {
+        let tasks = sockets.tasks.clone();
+        // Tracked, so that a drain waits for the close frame to be sent.
+        let _ = tasks.spawn(connection::run(socket, encoding, sockets, login)).await;
+    }))
+}
+
+/// The best subprotocol that the builder offers and this node speaks.
+fn offered(headers: &HeaderMap) -> Option<Encoding> {
+    let offers: Vec<&str> = headers
+        .get_all(header::SEC_WEBSOCKET_PROTOCOL)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map(str::trim)
+        .collect();
+    [SUBPROTOCOL_MSGPACK, SUBPROTOCOL_JSON]
+        .into_iter()
+        .find(|name| offers.contains(name))
+        .and_then(Encoding::of_subprotocol)
+}

@@ -1,0 +1,4 @@
+//! End-to-end tests: the real programs, database, bus, object store, load balancer and sandbox, each test with a
+//! cluster of its own and a registry on loopback.
+
+mod end_to_end;

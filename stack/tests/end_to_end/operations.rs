@@ -1,0 +1,112 @@
+//! What an operator sees: readiness, drains, and processes that die.
+
+use super::{
+    peer::{Peer, new_key, put, register},
+    scene::{Scene, until},
+};
+use cratemill_protocol::{Sha256Hex, builder::Event, codec::Encoding};
+use cratemill_stack::{cluster::Options, fixtures::crates, services::Service};
+use serde_json::Value;
+
+async fn readiness(service: &Service) -> (u16, Value) {
+    let response = reqwest::get(format!("{}/readyz", service.url().unwrap())).await.unwrap();
+    (response.status().as_u16(), response.json().await.unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn readiness_names_what_is_missing_and_comes_back() {
+    let mut scene = Scene::start(&[], Options { builder: 0, ..Options::default() }).await;
+    scene.cluster.nats.kill9().await.unwrap();
+    for service in [
+        &scene.cluster.api[0],
+        &scene.cluster.live[0],
+        &scene.cluster.dispatchers[0],
+        &scene.cluster.counters[0],
+    ] {
+        until("the bus is reported as missing", async || {
+            let (status, body) = readiness(service).await;
+            (status == 503 && body["missing"]["nats"].is_string()).then_some(())
+        })
+        .await;
+        let alive = reqwest::get(format!("{}/healthz", service.url().unwrap())).await.unwrap();
+        assert_eq!(alive.status(), 200, "alive all the same");
+    }
+    scene.cluster.nats.restart().await.unwrap();
+    scene.cluster.postgres.stop().await.unwrap();
+    let api = &scene.cluster.api[0];
+    until("the database is reported as missing", async || {
+        let (status, body) = readiness(api).await;
+        (status == 503 && body["missing"]["postgres"].is_string() && body["missing"]["nats"].is_null())
+            .then_some(())
+    })
+    .await;
+    scene.cluster.postgres.restart().await.unwrap();
+    until("all is well again", async || (readiness(api).await.0 == 200).then_some(())).await;
+    let metrics = reqwest::get(format!("{}/metrics", api.url().unwrap())).await.unwrap();
+    assert_eq!(metrics.status(), 200);
+    scene.cluster.stop().await.unwrap();
+}
+
+/// A builder goes on at another node with what it was doing: the log has every line once.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_dies_and_the_build_goes_on() {
+    let options = Options { api: 2, builder: 0, ..Options::default() };
+    let mut scene = Scene::start(&[crates::hello_bin("1.0.0").unwrap()], options).await;
+    let key = new_key();
+    register(&scene.client, "peer", &key, scene.cluster.targets()).await;
+    let mut peer = Peer::connect(&scene.cluster, Encoding::MsgPack, key.clone()).await;
+    peer.login().await;
+    scene.enqueue("hello-bin", "metadata").await;
+    let job = peer.take_job().await;
+    peer.event(&job, 1, Event::Log { offset: 0, text: "one\n".into() }).await;
+
+    let node = node_of(&scene).await;
+    let dead = scene.cluster.api.iter_mut().find(|service| service.name() == node).unwrap();
+    dead.kill9().await.unwrap();
+    let mut peer = reconnect(&scene, key).await;
+    let next_seq = peer.resume(&job).await;
+    assert_eq!(next_seq, 2, "what was acknowledged is stored");
+    peer.event(&job, 2, Event::Log { offset: 4, text: "two\n".into() }).await;
+    let bytes = br#"{"packages":[]}"#;
+    let sha256 = Sha256Hex::of(bytes).to_string();
+    assert_eq!(put(&scene.client, &job, "m.json", job.token.secret(), bytes, &sha256).await, 201);
+    peer.succeed(&job, "m.json", bytes, 2, |_| {}).await;
+    let end = scene.viewer(&[&format!("job.{}", job.id)]).await.job_end("hello-bin", "metadata").await;
+    assert_eq!((end["state"].as_str(), end["attempt"].as_i64()), (Some("succeeded"), Some(1)));
+    assert_eq!(scene.log(&end["job"]).await, "one\ntwo\n");
+    scene.cluster.stop().await.unwrap();
+}
+
+async fn node_of(scene: &Scene) -> String {
+    let pool = sqlx::PgPool::connect(&scene.cluster.postgres.url()).await.unwrap();
+    sqlx::query_scalar("SELECT node FROM builder_sessions").fetch_one(&pool).await.unwrap()
+}
+
+/// Through the load balancer, which may still try the dead node.
+async fn reconnect(scene: &Scene, key: ssh_key::PrivateKey) -> Peer {
+    let server = scene.cluster.lb_url();
+    until("the load balancer finds the node that lives", async || {
+        super::peer::open(&server, Some(Encoding::MsgPack.subprotocol())).await.ok().map(drop)
+    })
+    .await;
+    Peer::connect(&scene.cluster, Encoding::MsgPack, key).await
+}
+
+/// SIGTERM: each service ends by itself, with success, and builders are told to go elsewhere.
+#[tokio::test(flavor = "multi_thread")]
+async fn services_drain_on_sigterm() {
+    let scene =
+        Scene::start(&[crates::hello_bin("1.0.0").unwrap()], Options { api: 2, ..Options::default() }).await;
+    // Opened before they are removed with the cluster's folder.
+    let roles = ["api-1", "api-2", "live-1", "dispatcher-1", "counter-1", "builder-1"];
+    let log = |name: &str| scene.cluster.data_dir().join("log").join(format!("{name}.log"));
+    let logs: Vec<_> = roles.map(|name| (name, std::fs::File::open(log(name)).unwrap())).into();
+    scene.cluster.stop().await.unwrap();
+    for (name, mut file) in logs {
+        let mut text = String::new();
+        std::io::Read::read_to_string(&mut file, &mut text).unwrap();
+        assert!(!text.contains("panicked"), "{}:\n{text}", name);
+        assert!(!text.contains("\"level\":\"ERROR\""), "{}:\n{text}", name);
+        assert!(text.contains("ended"), "{} did not say that it ended:\n{text}", name);
+    }
+}

@@ -1,0 +1,253 @@
+//! A builder written from the protocol alone: it speaks either subprotocol, and as wrongly as a test wants.
+
+use cratemill_protocol::{
+    ArtifactName, Outcome, Sha256Hex, Target,
+    builder::{
+        AUTH_NAMESPACE, Challenge, ChallengeResponse, ClientMessage, CloseReason, Event, Hello, Job,
+        JobEvent, JobRef, JobResponse, Resume, Resumed, ServerMessage, Welcome,
+    },
+    codec::Encoding,
+    job::Timings,
+    manifest::{self, Entry, Manifest},
+};
+use cratemill_stack::{client::Client, cluster::Cluster};
+use futures_util::{SinkExt, StreamExt};
+use serde_json::json;
+use ssh_key::{Algorithm, HashAlg, LineEnding, PrivateKey, rand_core::OsRng};
+use std::time::Duration;
+use tokio::net::TcpStream;
+use tokio_tungstenite::{
+    MaybeTlsStream, WebSocketStream, connect_async,
+    tungstenite::{self, Message, client::IntoClientRequest, http::StatusCode},
+};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+pub(super) struct Peer {
+    pub(super) socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
+    encoding: Encoding,
+    pub(super) key: PrivateKey,
+    server: String,
+    targets: Vec<Target>,
+}
+
+/// Opens a socket at the load balancer, offering `subprotocols`.
+pub(super) async fn open(
+    server: &str,
+    subprotocols: Option<&str>,
+) -> Result<WebSocketStream<MaybeTlsStream<TcpStream>>, StatusCode> {
+    let url = format!("{}/api/v1/builder", server.replacen("http", "ws", 1));
+    let mut request = url.into_client_request().unwrap();
+    if let Some(subprotocols) = subprotocols {
+        request.headers_mut().insert("sec-websocket-protocol", subprotocols.parse().unwrap());
+    }
+    match connect_async(request).await {
+        Ok((socket, _)) => Ok(socket),
+        Err(tungstenite::Error::Http(response)) => Err(response.status()),
+        Err(error) => panic!("the load balancer answers: {error}"),
+    }
+}
+
+pub(super) fn new_key() -> PrivateKey {
+    PrivateKey::random(&mut OsRng, Algorithm::Ed25519).unwrap()
+}
+
+/// Registers a key as a builder of its own; tells the builder's id.
+pub(super) async fn register(client: &Client, name: &str, key: &PrivateKey, targets: &[String]) -> i64 {
+    let public_key = key.public_key().to_openssh().unwrap();
+    let body = json!({"name": name, "public_key": public_key, "targets": targets});
+    client.post("/api/v1/builders", &body).await.unwrap()["id"].as_i64().unwrap()
+}
+
+impl Peer {
+    pub(super) async fn connect(cluster: &Cluster, encoding: Encoding, key: PrivateKey) -> Self {
+        let server = cluster.lb_url();
+        let socket = open(&server, Some(encoding.subprotocol())).await.unwrap();
+        let targets = cluster.targets().iter().map(|target| Target::parse(target.clone()).unwrap()).collect();
+        Self { socket, encoding, key, server, targets }
+    }
+
+    pub(super) async fn send(&mut self, message: &ClientMessage) {
+        let bytes = self.encoding.encode(message);
+        let frame = match self.encoding {
+            Encoding::MsgPack => Message::binary(bytes),
+            Encoding::Json => Message::text(String::from_utf8(bytes).unwrap()),
+        };
+        // A server that has closed already says why in what is still to be read.
+        let _ = self.socket.send(frame).await;
+    }
+
+    pub(super) async fn next(&mut self) -> ServerMessage {
+        let read = async {
+            loop {
+                match self.socket.next().await.expect("the socket is open").expect("the socket works") {
+                    Message::Binary(bytes) => return Encoding::MsgPack.decode(&bytes).unwrap(),
+                    Message::Text(text) => return Encoding::Json.decode(text.as_bytes()).unwrap(),
+                    Message::Close(frame) => panic!("closed without a message: {frame:?}"),
+                    _ => {}
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE, read).await.expect("a message within the test's patience")
+    }
+
+    pub(super) async fn wait_for<T>(&mut self, wanted: impl Fn(&ServerMessage) -> Option<T>) -> T {
+        loop {
+            let message = self.next().await;
+            if let Some(found) = wanted(&message) {
+                return found;
+            }
+            assert!(!matches!(message, ServerMessage::Close { .. }), "{message:?}");
+        }
+    }
+
+    /// Why the server closes the connection; pings and the like before it are passed over.
+    pub(super) async fn close_reason(&mut self) -> CloseReason {
+        loop {
+            if let ServerMessage::Close { reason, .. } = self.next().await {
+                return reason;
+            }
+        }
+    }
+
+    pub(super) fn fingerprint(&self) -> String {
+        self.key.public_key().fingerprint(HashAlg::Sha256).to_string()
+    }
+
+    pub(super) fn hello(&self) -> ClientMessage {
+        ClientMessage::Hello(Hello {
+            fingerprint: self.fingerprint(),
+            agent: "test-peer/1".into(),
+            targets: self.targets.clone(),
+            slots: 1,
+            resume: vec![],
+        })
+    }
+
+    /// Says hello and gets the challenge.
+    pub(super) async fn challenge(&mut self) -> Challenge {
+        let hello = self.hello();
+        self.send(&hello).await;
+        match self.next().await {
+            ServerMessage::ChallengeRequest(challenge) => challenge,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub(super) fn sign(&self, namespace: &str, bytes: &[u8]) -> String {
+        self.key.sign(namespace, HashAlg::Sha512, bytes).unwrap().to_pem(LineEnding::LF).unwrap()
+    }
+
+    pub(super) fn response(&self, challenge: &Challenge) -> ClientMessage {
+        let signature = self.sign(AUTH_NAMESPACE, &challenge.signed_bytes(&self.fingerprint()));
+        ClientMessage::ChallengeResponse(ChallengeResponse { signature })
+    }
+
+    pub(super) async fn login(&mut self) -> Welcome {
+        let challenge = self.challenge().await;
+        assert_eq!(challenge.server, self.server, "a builder signs only for the server it dialled");
+        let response = self.response(&challenge);
+        self.send(&response).await;
+        match self.next().await {
+            ServerMessage::Welcome(welcome) => welcome,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Logs in with a job to resume; tells which event is next.
+    pub(super) async fn resume(&mut self, job: &Job) -> u64 {
+        let ClientMessage::Hello(mut hello) = self.hello() else { unreachable!("hello is a hello") };
+        hello.resume = vec![Resume { job: job.id, attempt: job.attempt, next_seq: 1 }];
+        self.send(&ClientMessage::Hello(hello)).await;
+        let ServerMessage::ChallengeRequest(challenge) = self.next().await else { panic!("no challenge") };
+        let response = self.response(&challenge);
+        self.send(&response).await;
+        match self.next().await {
+            ServerMessage::Welcome(Welcome { resumed, .. }) => match resumed.first() {
+                Some(Resumed::Continue { next_seq, .. }) => *next_seq,
+                other => panic!("{other:?}"),
+            },
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Asks for one job, waits for it and accepts it.
+    pub(super) async fn take_job(&mut self) -> Job {
+        self.send(&ClientMessage::JobRequest { slots: 1 }).await;
+        let job = self
+            .wait_for(|message| match message {
+                ServerMessage::Jobs { jobs } => jobs.first().cloned(),
+                _ => None,
+            })
+            .await;
+        self.send(&ClientMessage::JobAccepted(of(&job))).await;
+        job
+    }
+
+    pub(super) async fn event(&mut self, job: &Job, seq: u64, event: Event) {
+        self.send(&ClientMessage::JobEvent(JobEvent { job: job.id, attempt: job.attempt, seq, event })).await;
+        self.wait_for(|message| match message {
+            ServerMessage::EventAck { seq: acked, .. } if *acked >= seq => Some(()),
+            _ => None,
+        })
+        .await;
+    }
+
+    /// Ends the attempt with a manifest for `bytes` under `name`; `change` may spoil it.
+    pub(super) async fn succeed(
+        &mut self,
+        job: &Job,
+        name: &str,
+        bytes: &[u8],
+        last_seq: u64,
+        change: impl FnOnce(&mut Manifest),
+    ) {
+        let mut manifest = Manifest {
+            krate: job.krate.clone(),
+            version: job.version.clone(),
+            kind: job.kind,
+            target: job.target.clone(),
+            features: job.features.clone(),
+            toolchain: "rustc of a test".into(),
+            source_sha256: job.sha256,
+            artifacts: vec![Entry {
+                name: ArtifactName::parse(name).unwrap(),
+                size: bytes.len() as u64,
+                sha256: Sha256Hex::of(bytes),
+            }],
+        };
+        change(&mut manifest);
+        let text = manifest.to_text();
+        let signature = self.sign(manifest::NAMESPACE, text.as_bytes());
+        let outcome = Outcome::Succeeded { timings: Timings::default() };
+        self.send(&ClientMessage::JobResponse(JobResponse {
+            job: job.id,
+            attempt: job.attempt,
+            outcome,
+            last_seq,
+            manifest: Some(text),
+            signature: Some(signature),
+        }))
+        .await;
+        let done = JobRef { job: job.id, attempt: job.attempt };
+        self.wait_for(|message| (*message == ServerMessage::JobDone(done)).then_some(())).await;
+    }
+}
+
+pub(super) fn of(job: &Job) -> JobRef {
+    JobRef { job: job.id, attempt: job.attempt }
+}
+
+/// Puts bytes as a builder does; tells the status.
+pub(super) async fn put(
+    client: &Client,
+    job: &Job,
+    name: &str,
+    token: &str,
+    bytes: &[u8],
+    sha256: &str,
+) -> u16 {
+    let url = format!("{}/{name}", job.upload);
+    let request = client.http().put(url).bearer_auth(token).header("x-sha256", sha256);
+    request.body(bytes.to_vec()).send().await.expect("the load balancer answers").status().as_u16()
+}
