@@ -19,10 +19,12 @@ pub async fn apply(conn: &mut PgConnection, batches: &[DownloadBatch]) -> sqlx::
     ordered.sort_by_key(|batch| (&batch.node, batch.epoch, batch.batch));
     for batch in ordered {
         let mark = marks.entry((batch.node.clone(), batch.epoch)).or_default();
-        if batch.batch <= *mark {
+        // As the database can hold it; no publisher counts that far.
+        let number = batch.batch.min(i64::MAX.unsigned_abs());
+        if number <= *mark {
             continue;
         }
-        *mark = batch.batch;
+        *mark = number;
         for count in &batch.counts {
             let sum = sums.entry(key(count)).or_default();
             *sum = sum.saturating_add(i64::try_from(count.count).unwrap_or(i64::MAX));
@@ -30,7 +32,7 @@ pub async fn apply(conn: &mut PgConnection, batches: &[DownloadBatch]) -> sqlx::
     }
     write_sums(conn, &sums).await?;
     write_marks(conn, &marks).await?;
-    Ok(sums.values().map(|sum| sum.unsigned_abs()).sum())
+    Ok(sums.values().fold(0, |all: u64, sum| all.saturating_add(sum.unsigned_abs())))
 }
 
 fn key(count: &DownloadCount) -> (i64, i32, &'static str) {

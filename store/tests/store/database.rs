@@ -1,0 +1,89 @@
+//! Migrations, locks, notifications and the outbox.
+
+use crate::support::{krate, version};
+use cratemill_protocol::{
+    BuilderId, VersionId,
+    bus::{BuilderState, VersionChange, VersionChanged},
+};
+use cratemill_store::{
+    PgPool,
+    database::{self, Alone, Channel},
+    outbox,
+};
+
+#[sqlx::test(migrations = false)]
+async fn processes_migrate_at_once(pool: PgPool) {
+    let results = tokio::join!(database::migrate(&pool), database::migrate(&pool), database::migrate(&pool));
+    assert!(results.0.is_ok() && results.1.is_ok() && results.2.is_ok(), "{results:?}");
+    database::check(&pool).await.unwrap();
+    version(&mut pool.acquire().await.unwrap(), "a").await;
+}
+
+#[sqlx::test(migrations = "../migrations")]
+async fn old_code_starts_on_a_newer_schema(pool: PgPool) {
+    sqlx::query(
+        "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
+         VALUES (9999, 'from the future', true, '', 0)",
+    )
+    .execute(&pool)
+    .await
+    .unwrap();
+    database::migrate(&pool).await.unwrap();
+}
+
+#[sqlx::test(migrations = "../migrations")]
+async fn a_lock_ends_with_its_transaction(pool: PgPool) {
+    let (mut one, mut two) = (pool.begin().await.unwrap(), pool.begin().await.unwrap());
+    assert!(database::try_lock(&mut one, Alone::Outbox).await.unwrap());
+    assert!(!database::try_lock(&mut two, Alone::Outbox).await.unwrap());
+    assert!(database::try_lock(&mut two, Alone::RegistryWatch).await.unwrap(), "another work");
+    database::ping(&mut one).await.unwrap();
+    one.rollback().await.unwrap();
+    assert!(database::try_lock(&mut two, Alone::Outbox).await.unwrap());
+}
+
+#[sqlx::test(migrations = "../migrations")]
+async fn a_commit_wakes_listeners(pool: PgPool) {
+    let mut listener = database::listen(&pool, &[Channel::Jobs, Channel::Outbox]).await.unwrap();
+    let mut tx = pool.begin().await.unwrap();
+    database::notify(&mut tx, Channel::Jobs).await.unwrap();
+    database::notify(&mut tx, Channel::Jobs).await.unwrap();
+    outbox::queue_changed(&mut tx, 1, 2).await.unwrap();
+    tx.commit().await.unwrap();
+    assert_eq!(listener.recv().await.unwrap().channel(), Channel::Jobs.name());
+    assert_eq!(listener.recv().await.unwrap().channel(), Channel::Outbox.name(), "the two above are one");
+}
+
+#[sqlx::test(migrations = "../migrations")]
+async fn the_outbox_keeps_the_order(pool: PgPool) {
+    let mut tx = pool.begin().await.unwrap();
+    let changed = VersionChanged {
+        krate: krate("a"),
+        version: "1.0.0".into(),
+        id: VersionId(7),
+        change: VersionChange::Yanked,
+    };
+    outbox::version_changed(&mut tx, changed).await.unwrap();
+    outbox::builder_changed(&mut tx, BuilderId(3), "b", BuilderState::Connected).await.unwrap();
+    outbox::queue_changed(&mut tx, 1, 2).await.unwrap();
+    let entries = outbox::oldest(&mut tx, 2).await.unwrap();
+    assert_eq!(
+        entries.iter().map(|entry| entry.subject.as_str()).collect::<Vec<_>>(),
+        ["event.version.a.7", "event.builder.3"]
+    );
+    outbox::delete(&mut tx, &[entries[0].id, entries[1].id]).await.unwrap();
+    let left = outbox::oldest(&mut tx, 10).await.unwrap();
+    assert_eq!((left.len(), left[0].subject.as_str()), (1, "event.queue"));
+}
+
+#[sqlx::test(migrations = "../migrations")]
+async fn errors_of_data_are_told_from_errors_of_the_moment(pool: PgPool) {
+    for (sql, permanent) in [
+        ("SELECT 1 / 0", true),
+        ("INSERT INTO crates (name, canonical) VALUES (NULL, NULL)", true),
+        ("SELECT pg_terminate_backend(pg_backend_pid())", false),
+    ] {
+        let error = sqlx::query(sql).execute(&pool).await.unwrap_err();
+        assert_eq!(database::is_permanent(&error), permanent, "{error}");
+    }
+}

@@ -1,0 +1,191 @@
+//! The queue: what is queued once, in which order, and who gets it.
+
+use crate::support::{ARM, LINUX, builder, job, krate, lease, target, version};
+use cratemill_protocol::{Attempt, JobId, JobState, Priority, bus::JobChanged};
+use cratemill_store::{
+    PgPool, attempts, jobs,
+    queue::{self, Enqueued, NewJob},
+};
+use std::collections::HashSet;
+use time::{Duration, OffsetDateTime};
+
+#[sqlx::test(migrations = "../migrations")]
+async fn the_same_thing_is_queued_once_and_at_the_higher_priority(pool: PgPool) {
+    let mut tx = pool.begin().await.unwrap();
+    let version = version(&mut tx, "a").await;
+    let low = NewJob { priority: Priority::Backfill, ..job(version) };
+    let Enqueued::New(id) = queue::enqueue(&mut tx, &low).await.unwrap() else { panic!("it is new") };
+    let high = NewJob { priority: Priority::OnDemand, ..job(version) };
+    assert_eq!(queue::enqueue(&mut tx, &high).await.unwrap(), Enqueued::Active(id));
+    assert_eq!(queue::enqueue(&mut tx, &low).await.unwrap(), Enqueued::Active(id));
+    assert_eq!(jobs::find(&mut tx, id).await.unwrap().unwrap().priority, Priority::OnDemand);
+    // Another target or variant is another job.
+    let other = NewJob { target: target(ARM), ..job(version) };
+    assert!(matches!(queue::enqueue(&mut tx, &other).await.unwrap(), Enqueued::New(_)));
+    let other = NewJob { features: "no-default".parse().unwrap(), ..job(version) };
+    assert!(matches!(queue::enqueue(&mut tx, &other).await.unwrap(), Enqueued::New(_)));
+    assert_eq!(queue::lengths(&mut tx).await.unwrap(), (3, 0));
+}
+
+#[sqlx::test(migrations = "../migrations")]
+async fn two_who_queue_the_same_at_once_get_one_job(pool: PgPool) {
+    let version = version(&mut pool.acquire().await.unwrap(), "a").await;
+    let enqueue = async || {
+        let mut tx = pool.begin().await.unwrap();
+        let enqueued = queue::enqueue(&mut tx, &job(version)).await.unwrap();
+        tx.commit().await.unwrap();
+        enqueued
+    };
+    let (a, b) = tokio::join!(enqueue(), enqueue());
+    assert_eq!(a.id(), b.id());
+    assert!(matches!(
+        (a, b),
+        (Enqueued::New(_), Enqueued::Active(_)) | (Enqueued::Active(_), Enqueued::New(_))
+    ));
+}
+
+#[sqlx::test(migrations = "../migrations")]
+async fn the_order_is_priority_then_time(pool: PgPool) {
+    let mut tx = pool.begin().await.unwrap();
+    let mut ids = Vec::new();
+    let now = OffsetDateTime::now_utc();
+    for (name, priority, ago_s) in [
+        ("late", Priority::NewRelease, 10),
+        ("early", Priority::NewRelease, 20),
+        ("urgent", Priority::OnDemand, 5),
+        ("future", Priority::OnDemand, -3_600),
+    ] {
+        let version = version(&mut tx, name).await;
+        let new = NewJob { priority, run_at: Some(now - Duration::seconds(ago_s)), ..job(version) };
+        ids.push(queue::enqueue(&mut tx, &new).await.unwrap().id());
+    }
+    let candidates = queue::candidates(&mut tx, &[LINUX.into()], 10).await.unwrap();
+    let order: Vec<JobId> = candidates.iter().map(|candidate| candidate.id).collect();
+    assert_eq!(order, [ids[2], ids[1], ids[0]]);
+    let candidate = &candidates[0];
+    assert_eq!(
+        (&*candidate.krate, candidate.version.as_str(), candidate.attempt),
+        ("urgent", "1.0.0", Attempt(0))
+    );
+    assert_eq!(queue::candidates(&mut tx, &[ARM.into()], 10).await.unwrap().len(), 0);
+    assert_eq!(jobs::queue_position(&mut tx, ids[0]).await.unwrap(), Some(4));
+    assert_eq!(jobs::queue_position(&mut tx, ids[3]).await.unwrap(), Some(2));
+    let due = queue::next_due(&mut tx).await.unwrap().expect("one is due later");
+    assert!(due > now + Duration::minutes(50));
+}
+
+/// Two transactions that lease at the same time never see the same job.
+#[sqlx::test(migrations = "../migrations")]
+async fn a_job_is_leased_to_one_at_a_time(pool: PgPool) {
+    let mut conn = pool.acquire().await.unwrap();
+    for name in ["a", "b", "c"] {
+        let version = version(&mut conn, name).await;
+        queue::enqueue(&mut conn, &job(version)).await.unwrap();
+    }
+    let builder = builder(&mut conn, "b", LINUX).await;
+    let (mut one, mut two) = (pool.begin().await.unwrap(), pool.begin().await.unwrap());
+    let first = queue::candidates(&mut one, &[LINUX.into()], 2).await.unwrap();
+    let second = queue::candidates(&mut two, &[LINUX.into()], 2).await.unwrap();
+    assert_eq!((first.len(), second.len()), (2, 1));
+    assert!(first.iter().all(|job| job.id != second[0].id));
+    queue::assign(&mut one, &[(first[0].id, builder)], 60).await.unwrap();
+    one.commit().await.unwrap();
+    // The row that was only looked at is free again, the leased one is not.
+    let third = queue::candidates(&mut two, &[LINUX.into()], 3).await.unwrap();
+    assert!(third.iter().all(|job| job.id != first[0].id) && third.len() == 2);
+}
+
+#[sqlx::test(migrations = "../migrations")]
+async fn a_crowd_of_dispatchers_leases_each_job_once(pool: PgPool) {
+    const JOBS: usize = 40;
+    let mut conn = pool.acquire().await.unwrap();
+    for n in 0..JOBS {
+        let version = version(&mut conn, &format!("a{n}")).await;
+        queue::enqueue(&mut conn, &job(version)).await.unwrap();
+    }
+    let builder = builder(&mut conn, "b", LINUX).await;
+    let dispatchers: Vec<_> = (0..4)
+        .map(|_| {
+            let pool = pool.clone();
+            tokio::spawn(async move {
+                let mut leased = Vec::new();
+                loop {
+                    let mut tx = pool.begin().await.unwrap();
+                    let jobs = queue::candidates(&mut tx, &[LINUX.into()], 3).await.unwrap();
+                    let pairs: Vec<_> = jobs.iter().map(|job| (job.id, builder)).collect();
+                    if pairs.is_empty() {
+                        return leased;
+                    }
+                    queue::assign(&mut tx, &pairs, 60).await.unwrap();
+                    tx.commit().await.unwrap();
+                    leased.extend(jobs.into_iter().map(|job| job.id));
+                }
+            })
+        })
+        .collect();
+    let mut leased = Vec::new();
+    for dispatcher in dispatchers {
+        leased.extend(dispatcher.await.unwrap());
+    }
+    assert_eq!(leased.len(), JOBS);
+    assert_eq!(leased.iter().collect::<HashSet<_>>().len(), JOBS);
+    for id in leased {
+        assert_eq!(attempts::of_job(&mut conn, id).await.unwrap().len(), 1);
+    }
+    assert_eq!(queue::lengths(&mut conn).await.unwrap(), (0, JOBS as u64));
+}
+
+#[sqlx::test(migrations = "../migrations")]
+async fn a_withdrawn_version_leaves_the_queue_but_not_a_builder(pool: PgPool) {
+    let mut tx = pool.begin().await.unwrap();
+    let version = version(&mut tx, "a").await;
+    let builder = builder(&mut tx, "b", LINUX).await;
+    let leased = queue::enqueue(&mut tx, &job(version)).await.unwrap().id();
+    lease(&mut tx, builder, 60).await;
+    let queued = queue::enqueue(&mut tx, &NewJob { target: target(ARM), ..job(version) }).await.unwrap().id();
+    assert_eq!(queue::withdraw(&mut tx, version).await.unwrap(), [queued]);
+    assert_eq!(jobs::find(&mut tx, leased).await.unwrap().unwrap().state, JobState::Assigned);
+    assert_eq!(jobs::find(&mut tx, queued).await.unwrap().unwrap().state, JobState::Cancelled);
+    assert!(queue::withdraw(&mut tx, version).await.unwrap().is_empty());
+}
+
+#[sqlx::test(migrations = "../migrations")]
+async fn lists_are_filtered_and_paged(pool: PgPool) {
+    let mut tx = pool.begin().await.unwrap();
+    let mut ids = Vec::new();
+    for name in ["a", "b", "c"] {
+        let version = version(&mut tx, name).await;
+        ids.push(queue::enqueue(&mut tx, &job(version)).await.unwrap().id());
+    }
+    queue::cancel(&mut tx, ids[0]).await.unwrap();
+    let page = |filter: jobs::Filter| (filter, None::<JobId>);
+    for ((filter, before), expected) in [
+        (page(jobs::Filter::default()), vec![ids[2], ids[1], ids[0]]),
+        (page(jobs::Filter { state: Some(JobState::Cancelled), ..Default::default() }), vec![ids[0]]),
+        (page(jobs::Filter { krate: Some(krate("B")), ..Default::default() }), vec![ids[1]]),
+        ((jobs::Filter::default(), Some(ids[1])), vec![ids[0]]),
+    ] {
+        let found = jobs::page(&mut tx, &filter, before, 10).await.unwrap();
+        assert_eq!(found.iter().map(|job| job.id).collect::<Vec<_>>(), expected);
+    }
+}
+
+/// Each change of state says so, in order.
+#[sqlx::test(migrations = "../migrations")]
+async fn changes_are_announced(pool: PgPool) {
+    use cratemill_protocol::bus::{DomainEvent, EventMessage, decode};
+    let mut tx = pool.begin().await.unwrap();
+    let running = crate::support::running(&mut tx, "a").await;
+    let held = running.held(&mut tx).await;
+    queue::finish(&mut tx, &held, &queue::End::Succeeded).await.unwrap();
+    let entries = cratemill_store::outbox::oldest(&mut tx, 10).await.unwrap();
+    let states: Vec<JobState> = entries
+        .iter()
+        .filter_map(|entry| match decode::<EventMessage>(&entry.payload).unwrap().event {
+            DomainEvent::Job(JobChanged { state, .. }) => Some(state),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(states, [JobState::Queued, JobState::Assigned, JobState::Running, JobState::Succeeded]);
+    assert!(entries.iter().all(|entry| entry.subject == format!("event.job.a.{}", running.job)));
+}

@@ -1,0 +1,76 @@
+//! Sessions: which builders wait, for how many jobs, and where.
+
+use crate::support::{LINUX, builder, connected, target};
+use cratemill_protocol::{BuilderId, bus::BuildRequest};
+use cratemill_store::{PgPool, builders, sessions};
+
+fn request(builder: BuilderId, connection: &str, slots: u16, serial: u64) -> BuildRequest {
+    let targets = vec![target(LINUX)];
+    BuildRequest { builder, connection: connection.into(), node: "node-1".into(), targets, slots, serial }
+}
+
+#[sqlx::test(migrations = "../migrations")]
+async fn the_newest_request_counts(pool: PgPool) {
+    let mut tx = pool.begin().await.unwrap();
+    let id = connected(&mut tx, "b", LINUX).await;
+    assert!(sessions::waiting(&mut tx, 10).await.unwrap().is_empty(), "nothing asked for yet");
+    assert!(sessions::request(&mut tx, &request(id, "c-b", 3, 2)).await.unwrap());
+    assert!(!sessions::request(&mut tx, &request(id, "c-b", 9, 1)).await.unwrap(), "an older one");
+    assert!(!sessions::request(&mut tx, &request(id, "c-b", 9, 2)).await.unwrap(), "a repeated one");
+    assert!(!sessions::request(&mut tx, &request(id, "gone", 9, 5)).await.unwrap());
+    let waiting = sessions::waiting(&mut tx, 10).await.unwrap();
+    assert_eq!((waiting.len(), waiting[0].slots, waiting[0].node.as_str()), (1, 3, "node-1"));
+    assert_eq!(waiting[0].targets, [LINUX]);
+
+    sessions::take_slots(&mut tx, &[(id, 2)]).await.unwrap();
+    assert_eq!(sessions::waiting(&mut tx, 10).await.unwrap()[0].slots, 1);
+    sessions::take_slots(&mut tx, &[(id, 2)]).await.unwrap();
+    assert!(sessions::waiting(&mut tx, 10).await.unwrap().is_empty());
+}
+
+#[sqlx::test(migrations = "../migrations")]
+async fn those_who_may_not_build_do_not_wait(pool: PgPool) {
+    let mut tx = pool.begin().await.unwrap();
+    let id = connected(&mut tx, "b", LINUX).await;
+    sessions::request(&mut tx, &request(id, "c-b", 1, 1)).await.unwrap();
+    for (enabled, drain, waits) in [(true, true, false), (false, false, false), (true, false, true)] {
+        assert!(builders::update(&mut tx, id, Some(enabled), Some(drain)).await.unwrap());
+        assert_eq!(!sessions::waiting(&mut tx, 10).await.unwrap().is_empty(), waits);
+    }
+}
+
+#[sqlx::test(migrations = "../migrations")]
+async fn a_builder_that_another_dispatcher_serves_is_passed_over(pool: PgPool) {
+    let mut conn = pool.acquire().await.unwrap();
+    let id = connected(&mut conn, "b", LINUX).await;
+    sessions::request(&mut conn, &request(id, "c-b", 1, 1)).await.unwrap();
+    let (mut one, mut two) = (pool.begin().await.unwrap(), pool.begin().await.unwrap());
+    assert_eq!(sessions::waiting(&mut one, 10).await.unwrap().len(), 1);
+    assert!(sessions::waiting(&mut two, 10).await.unwrap().is_empty());
+}
+
+#[sqlx::test(migrations = "../migrations")]
+async fn a_new_connection_supersedes_the_old_one(pool: PgPool) {
+    let mut tx = pool.begin().await.unwrap();
+    let id = connected(&mut tx, "b", LINUX).await;
+    sessions::request(&mut tx, &request(id, "c-b", 4, 9)).await.unwrap();
+    sessions::open(&mut tx, id, "c-2", "node-2", &[target(LINUX)]).await.unwrap();
+    assert!(sessions::waiting(&mut tx, 10).await.unwrap().is_empty(), "it has not asked yet");
+    assert!(sessions::request(&mut tx, &request(id, "c-2", 1, 1)).await.unwrap(), "its numbers start over");
+    assert_eq!(sessions::node_of(&mut tx, id).await.unwrap().as_deref(), Some("node-2"));
+    assert!(!sessions::close(&mut tx, "c-b").await.unwrap(), "the old one's end is no news");
+    assert!(sessions::close(&mut tx, "c-2").await.unwrap());
+    assert_eq!(sessions::node_of(&mut tx, id).await.unwrap(), None);
+}
+
+#[sqlx::test(migrations = "../migrations")]
+async fn sessions_of_dead_nodes_end(pool: PgPool) {
+    let mut tx = pool.begin().await.unwrap();
+    let first = connected(&mut tx, "first", LINUX).await;
+    let second = builder(&mut tx, "second", LINUX).await;
+    sessions::open(&mut tx, second, "c-2", "node-2", &[target(LINUX)]).await.unwrap();
+    sessions::seen(&mut tx, &["c-2".into(), "unknown".into()]).await.unwrap();
+    assert!(sessions::expire(&mut tx, 60).await.unwrap().is_empty());
+    assert_eq!(sessions::close_all_of_node(&mut tx, "node-2").await.unwrap(), 1);
+    assert_eq!(sessions::expire(&mut tx, -1).await.unwrap(), [(first, "first".to_owned())]);
+}
