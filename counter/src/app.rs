@@ -88,7 +88,7 @@ async fn turn(pool: &PgPool, consumer: &PullConsumer, shutdown: &CancellationTok
     match rest(consumer).await {
         Ok(rest) => messages.extend(rest),
         Err(error) => {
-            tracing::debug!(error = format!("{error:#}"), "no more than one message could be taken")
+            tracing::debug!(error = format!("{error:#}"), "no more than one message could be taken");
         }
     }
     batch::settle(pool, messages).await.context("the database failed")
