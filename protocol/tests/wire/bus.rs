@@ -1,0 +1,194 @@
+//! Every message of the bus, with every variant of what is inside: MessagePack with its version.
+
+use crate::golden::Golden;
+use cratemill_protocol::{
+    ArtifactId, Attempt, BuilderId, CrateName, FailureClass, Features, JobId, JobState, Kind, Limits,
+    Outcome, Priority, Sha256Hex, Stage, Target, VersionId,
+    bus::{
+        AssignedJob, BuildRequest, BuilderState, ClientClass, DomainEvent, DownloadBatch, DownloadCount,
+        EventMessage, JobChanged, LogBody, LogMessage, NodeMessage, OutcomeMessage, RefreshReply,
+        RefreshRequest, VersionChange, VersionChanged, decode, encode,
+    },
+    job::Timings,
+};
+use serde::{Serialize, de::DeserializeOwned};
+use std::fmt::Debug;
+
+const JOB: JobId = JobId(7);
+const ATTEMPT: Attempt = Attempt(2);
+const BUILDER: BuilderId = BuilderId(3);
+/// 2026-01-02 03:04:05 UTC.
+const AT_MS: i64 = 1_767_323_045_000;
+
+fn check<T: Serialize + DeserializeOwned + PartialEq + Debug>(golden: &mut Golden, name: &str, message: &T) {
+    let bytes = golden.bytes(name, &encode(message));
+    assert_eq!(&decode::<T>(&bytes).unwrap(), message, "{name}");
+}
+
+fn krate() -> CrateName {
+    CrateName::parse("hexyl").unwrap()
+}
+
+fn target() -> Target {
+    Target::parse("x86_64-unknown-linux-gnu").unwrap()
+}
+
+#[test]
+fn build_requests_and_outcomes() {
+    let mut golden = Golden::open("bus/build");
+    let request = BuildRequest {
+        builder: BUILDER,
+        connection: "c-1".into(),
+        node: "api-1".into(),
+        targets: vec![target()],
+        slots: 2,
+        serial: 5,
+    };
+    check(&mut golden, "request", &request);
+    let timings = Timings { fetch_ms: 1, build_ms: 2, package_ms: 3, upload_ms: 4, cargo_ms: 5 };
+    let failed = |class| Outcome::Failed { class, message: "no".into(), stage: Some(Stage::Build), timings };
+    let mut outcomes = vec![("succeeded".to_owned(), Outcome::Succeeded { timings })];
+    outcomes.push(("cancelled".into(), Outcome::Cancelled));
+    outcomes.extend(FailureClass::ALL.iter().map(|class| (format!("failed_{class}"), failed(*class))));
+    for (name, outcome) in outcomes {
+        let signed = matches!(outcome, Outcome::Succeeded { .. });
+        let message = OutcomeMessage {
+            job: JOB,
+            attempt: ATTEMPT,
+            builder: BUILDER,
+            outcome,
+            last_seq: 41,
+            manifest: signed.then(|| "{}\n".into()),
+            signature: signed.then(|| "-----BEGIN".into()),
+            at_ms: AT_MS,
+        };
+        check(&mut golden, &format!("outcome.{name}"), &message);
+    }
+    golden.close();
+}
+
+#[test]
+fn messages_to_nodes() {
+    let mut golden = Golden::open("bus/node");
+    let job = |kind, index: Option<&str>| AssignedJob {
+        id: JOB,
+        attempt: ATTEMPT,
+        krate: krate(),
+        version: "0.16.0".into(),
+        source: "https://files.example/hexyl".into(),
+        private: index.is_some(),
+        sha256: Sha256Hex::of(b"golden"),
+        index: index.map(str::to_owned),
+        kind,
+        target: target(),
+        features: "no-default,a".parse::<Features>().unwrap(),
+        limits: Limits::default(),
+        lease_s: 60,
+    };
+    let assign = |job| NodeMessage::Assign { connection: "c-1".into(), builder: BUILDER, job: Box::new(job) };
+    for kind in Kind::ALL {
+        check(&mut golden, &format!("assign.{kind}"), &assign(job(*kind, None)));
+    }
+    let private = assign(job(Kind::Tarball, Some("sparse+https://index.example/")));
+    check(&mut golden, "assign.private", &private);
+    let cancel = NodeMessage::Cancel { builder: BUILDER, job: JOB, attempt: ATTEMPT, grace_s: 5 };
+    check(&mut golden, "cancel", &cancel);
+    check(&mut golden, "disabled", &NodeMessage::Disabled { builder: BUILDER });
+    check(&mut golden, "drain", &NodeMessage::Drain { builder: BUILDER });
+    golden.close();
+}
+
+#[test]
+fn logs() {
+    let mut golden = Golden::open("bus/log");
+    let message = |body| LogMessage { job: JOB, attempt: ATTEMPT, seq: 3, at_ms: AT_MS, body };
+    for stage in Stage::ALL {
+        check(&mut golden, &format!("stage.{stage}"), &message(LogBody::Stage { stage: *stage }));
+    }
+    for state in JobState::ALL {
+        check(&mut golden, &format!("end.{state}"), &message(LogBody::End { state: *state }));
+    }
+    check(&mut golden, "text", &message(LogBody::Text { offset: 120, text: "Compiling €\n".into() }));
+    golden.close();
+}
+
+fn job_events() -> Vec<(String, DomainEvent)> {
+    let plain = JobChanged {
+        job: JOB,
+        krate: krate(),
+        version: "0.16.0".into(),
+        kind: Kind::Metadata,
+        target: Target::any(),
+        features: Features::default(),
+        priority: Priority::NewRelease,
+        state: JobState::Queued,
+        attempt: Attempt(0),
+        stage: None,
+        builder: None,
+        failure: None,
+        message: None,
+    };
+    let mut all = vec![("job.plain".to_owned(), DomainEvent::Job(plain.clone()))];
+    for (index, state) in JobState::ALL.iter().enumerate() {
+        let failed = *state == JobState::Failed;
+        let event = JobChanged {
+            kind: Kind::Tarball,
+            target: target(),
+            state: *state,
+            priority: Priority::ALL[index % Priority::ALL.len()],
+            attempt: ATTEMPT,
+            stage: Stage::ALL.get(index).copied(),
+            builder: Some(BUILDER),
+            failure: failed.then_some(FailureClass::OutOfMemory),
+            message: failed.then(|| "killed".into()),
+            ..plain.clone()
+        };
+        all.push((format!("job.{state}"), DomainEvent::Job(event)));
+    }
+    all
+}
+
+#[test]
+fn domain_events() {
+    let mut golden = Golden::open("bus/event");
+    let mut all = job_events();
+    for change in [VersionChange::Published, VersionChange::Yanked, VersionChange::Unyanked] {
+        let event = VersionChanged { krate: krate(), version: "0.16.0".into(), id: VersionId(5), change };
+        all.push((format!("version.{}", word(change)), DomainEvent::Version(event)));
+    }
+    for state in [
+        BuilderState::Connected,
+        BuilderState::Disconnected,
+        BuilderState::Registered,
+        BuilderState::Enabled,
+        BuilderState::Disabled,
+        BuilderState::Draining,
+    ] {
+        let event = DomainEvent::Builder { builder: BUILDER, name: "attic".into(), state };
+        all.push((format!("builder.{}", word(state)), event));
+    }
+    all.push(("queue".into(), DomainEvent::Queue { queued: 12, running: 3 }));
+    for (name, event) in all {
+        check(&mut golden, &name, &EventMessage { at_ms: AT_MS, event });
+    }
+    golden.close();
+}
+
+#[test]
+fn refreshes_and_downloads() {
+    let mut golden = Golden::open("bus/other");
+    check(&mut golden, "refresh.request", &RefreshRequest { krate: krate() });
+    check(&mut golden, "refresh.fresh", &RefreshReply::Fresh);
+    check(&mut golden, "refresh.not_found", &RefreshReply::NotFound);
+    let unavailable = RefreshReply::Unavailable { message: "the index answered 503".into() };
+    check(&mut golden, "refresh.unavailable", &unavailable);
+    let count = |client| DownloadCount { artifact: ArtifactId(9), day: 20_455, client, count: 2 };
+    let counts = ClientClass::ALL.map(count).to_vec();
+    let batch = DownloadBatch { node: "api-1".into(), epoch: AT_MS, batch: 4, counts };
+    check(&mut golden, "download.batch", &batch);
+    golden.close();
+}
+
+fn word(value: impl Serialize) -> String {
+    serde_json::to_value(value).unwrap().as_str().unwrap().to_owned()
+}
