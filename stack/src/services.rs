@@ -16,7 +16,7 @@ const START_TIMEOUT: Duration = Duration::from_mins(1);
 /// More than DRAIN_S of the local stack.
 const STOP_GRACE: Duration = Duration::from_secs(15);
 /// What a stack's services have for their drain: nobody waits for a local stack as for a production one.
-pub const DRAIN_S: u64 = 5;
+const DRAIN_S: u64 = 5;
 
 /// Of our own environment, what a child may see: no variable that configures a service.
 const INHERITED: &[&str] = &[
@@ -110,11 +110,11 @@ impl Service {
                 command = command.env(key, value);
             }
         }
+        command = command.env("DRAIN_S", DRAIN_S.to_string());
         let mut port = None;
         if role != Role::Builder {
             let reserved = Port::reserve()?;
             command = command.env("LISTEN", reserved.address().to_string());
-            command = command.env("DRAIN_S", DRAIN_S.to_string());
             port = Some(reserved);
         }
         Ok(Self { role, process: None, command, port })

@@ -8,10 +8,11 @@ mod say;
 mod test;
 mod up;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
+use up::Running;
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "Demo, local stack, tests and benches of Cratemill")]
@@ -38,13 +39,13 @@ async fn main() -> ExitCode {
     // Whatever a signal interrupts is dropped, and a dropped stack leaves no process.
     let result = tokio::select! {
         result = run(arguments.command) => result,
-        result = interrupted() => match result {
-            Ok(()) => {
-                say::line("interrupted");
-                return ExitCode::from(130);
-            }
-            Err(error) => Err(error),
-        },
+        result = interrupted() => result.and_then(|()| bail!("interrupted")),
+    };
+    // From here on a signal is a wish to stop in order.
+    let result = match result {
+        Ok(Some(running)) => running.stay().await,
+        Ok(None) => Ok(()),
+        Err(error) => Err(error),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -55,12 +56,13 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn run(command: Command) -> Result<()> {
+/// Tells what is to stay, if anything.
+async fn run(command: Command) -> Result<Option<Running>> {
     match command {
         Command::Demo(arguments) => demo::run(arguments).await,
-        Command::Up(arguments) => up::run(arguments).await,
-        Command::Test(arguments) => test::run(arguments).await,
-        Command::Bench(arguments) => bench::run(arguments).await,
+        Command::Up(arguments) => up::run(arguments).await.map(Some),
+        Command::Test(arguments) => test::run(arguments).await.map(|()| None),
+        Command::Bench(arguments) => bench::run(arguments).await.map(|()| None),
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::{
     binaries,
     dev::{self, EnvFile},
-    say,
+    interrupted, say,
 };
 use anyhow::{Result, bail};
 use cratemill_stack::{Cluster, Options, data_dir::DataDir, programs};
@@ -35,7 +35,7 @@ pub(crate) struct Arguments {
     release: bool,
 }
 
-pub(crate) async fn run(arguments: Arguments) -> Result<()> {
+pub(crate) async fn run(arguments: Arguments) -> Result<Running> {
     let data_dir = open()?;
     let mut wanted = programs::BASE.to_vec();
     wanted.extend(arguments.redis.then_some(programs::REDIS_SERVER));
@@ -58,7 +58,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
         file.path().display(),
         cluster.data_dir().join("log").display()
     ));
-    stay(cluster, Some(file)).await
+    Ok(Running { cluster, file: Some(file) })
 }
 
 /// Locks `.dev`, or says who has it; what a killed predecessor wrote there is no longer true.
@@ -77,16 +77,28 @@ pub(crate) async fn start(data_dir: DataDir, options: Options) -> Result<Cluster
     Ok(cluster)
 }
 
-/// Keeps it until a signal, which lets it drain, or until a part of it dies.
-pub(crate) async fn stay(cluster: Cluster, file: Option<EnvFile>) -> Result<()> {
-    let end = tokio::select! {
-        result = crate::interrupted() => result,
-        result = first_death(&cluster) => result,
-    };
-    drop(file);
-    say::line("stopping");
-    cluster.stop().await?;
-    end
+/// A stack that is ready.
+pub(crate) struct Running {
+    pub(crate) cluster: Cluster,
+    /// Tells others where it is, if they are to know.
+    pub(crate) file: Option<EnvFile>,
+}
+
+impl Running {
+    /// Keeps it until a signal, or until a part of it dies; then lets it drain. A second signal ends it at once.
+    pub(crate) async fn stay(self) -> Result<()> {
+        let end = tokio::select! {
+            result = interrupted() => result,
+            result = first_death(&self.cluster) => result,
+        };
+        drop(self.file);
+        say::line("stopping");
+        tokio::select! {
+            stopped = self.cluster.stop() => stopped?,
+            result = interrupted() => result?,
+        }
+        end
+    }
 }
 
 async fn first_death(cluster: &Cluster) -> Result<()> {

@@ -5,7 +5,7 @@ use super::{
     text,
 };
 use crate::say;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use cratemill_stack::client::Client;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
@@ -24,6 +24,7 @@ const POLL: Duration = Duration::from_millis(20);
 /// A few lines, not a wall: what cargo says in between is in the log.
 const LOG_INTERVAL: Duration = Duration::from_secs(3);
 const LINE_CHARS: usize = 90;
+const LOG_TAIL_LINES: usize = 15;
 
 /// Shows a job until it ends well; tells how it ended.
 pub(crate) async fn job(client: &Client, job: &Value, started: Instant) -> Result<Value> {
@@ -107,21 +108,31 @@ async fn settled(client: &Client, id: i64) -> Result<Value> {
             return Ok(job);
         }
         if is_final(&job) {
-            let failure = &job["failure"];
-            let (class, why) = (failure["class"].as_str(), failure["message"].as_str());
-            let log = client.url(&format!("/api/v1/jobs/{id}/log"));
-            bail!(
-                "job {id} {}: {}: {}\n  its log, while the stack runs (--stay): {log}",
-                job["state"].as_str().unwrap_or("ended"),
-                class.unwrap_or("no class"),
-                why.unwrap_or("no reason")
-            );
+            return Err(why_it_failed(client, id, &job).await);
         }
         if started.elapsed() > SETTLE_TIMEOUT {
             bail!("the live log of job {id} ended and the API still says {}", job["state"]);
         }
         sleep(POLL).await;
     }
+}
+
+/// What a person needs to go on: the reason, and the end of the log, which is gone when the stack stops.
+async fn why_it_failed(client: &Client, id: i64, job: &Value) -> anyhow::Error {
+    let part = |of: &Value, field: &str| of[field].as_str().unwrap_or("unknown").to_owned();
+    let failure = &job["failure"];
+    let log = match client.http().get(client.url(&format!("/api/v1/jobs/{id}/log"))).send().await {
+        Ok(response) => response.text().await.unwrap_or_default(),
+        Err(error) => format!("no log: {error}"),
+    };
+    let lines: Vec<_> = log.lines().collect();
+    let tail = lines[lines.len().saturating_sub(LOG_TAIL_LINES)..].join("\n    ");
+    anyhow!(
+        "job {id} {} ({}): {}\n  the end of its log:\n    {tail}\n  try another crate with --crate NAME, or mend this one",
+        part(job, "state"),
+        part(failure, "class"),
+        part(failure, "message"),
+    )
 }
 
 fn is_final(job: &Value) -> bool {

@@ -4,7 +4,10 @@ mod artifact;
 mod follow;
 mod sse;
 
-use crate::{binaries, say, up};
+use crate::{
+    binaries, say,
+    up::{self, Running},
+};
 use anyhow::{Context, Result, bail};
 use cratemill_stack::{Cluster, Options, client::Client, cluster::host_target, programs};
 use serde_json::{Value, json};
@@ -28,7 +31,7 @@ pub(crate) struct Arguments {
     release: bool,
 }
 
-pub(crate) async fn run(arguments: Arguments) -> Result<()> {
+pub(crate) async fn run(arguments: Arguments) -> Result<Option<Running>> {
     let data_dir = up::open()?;
     programs::install_missing(programs::BASE, say::line)?;
     let bin_dir = binaries::build(arguments.release).await?;
@@ -39,9 +42,10 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
     shown.with_context(|| format!("the logs of all parts are in {}", logs.display()))?;
     if arguments.stay {
         say::line("everything stays up; Ctrl-C stops it");
-        return up::stay(cluster, None).await;
+        return Ok(Some(Running { cluster, file: None }));
     }
-    cluster.stop().await
+    cluster.stop().await?;
+    Ok(None)
 }
 
 /// The demo on a running cluster.
