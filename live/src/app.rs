@@ -19,8 +19,8 @@ use tokio::{net::TcpListener, sync::Semaphore};
 use tokio_util::sync::CancellationToken;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
-/// A peer that acknowledges nothing, or takes nothing, for this long is gone: two heartbeats.
-const PEER_TIMEOUT: Duration = Duration::from_secs(30);
+/// A peer that acknowledges nothing, or takes nothing, for so many heartbeats is gone.
+const PEER_HEARTBEATS: u64 = 2;
 /// Viewers that take their last bytes take them by then; the others must not hold up the end of the process.
 const LAST_BYTES: Duration = Duration::from_secs(5);
 
@@ -73,7 +73,8 @@ async fn listen(config: &Config) -> anyhow::Result<TcpListener> {
     let listener = http::bind(config.process.listen).await?;
     // Connections inherit it from the listener. A stuck viewer's socket is closed by the kernel: hyper, which waits to
     // write to it, would wait for ever.
-    let timeout_ms = u32::try_from(PEER_TIMEOUT.as_millis()).unwrap_or(u32::MAX);
+    let timeout = Duration::from_secs(config.viewer_heartbeat_s * PEER_HEARTBEATS);
+    let timeout_ms = u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX);
     setsockopt(&listener, sockopt::TcpUserTimeout, &timeout_ms).context("cannot set TCP_USER_TIMEOUT")?;
     tracing::info!(address = %listener.local_addr()?, "listening");
     Ok(listener)

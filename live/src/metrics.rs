@@ -6,6 +6,7 @@ const VIEWERS: &str = "cratemill_live_viewers";
 const FRAMES: &str = "cratemill_live_frames_total";
 const REPLAYS: &str = "cratemill_live_replays_total";
 const REPAIRS: &str = "cratemill_live_repairs_total";
+const OVERFLOWS: &str = "cratemill_live_queue_overflows_total";
 const DROPPED: &str = "cratemill_live_viewers_dropped_total";
 const REFUSED: &str = "cratemill_live_viewers_refused_total";
 const UNREADABLE: &str = "cratemill_live_unreadable_messages_total";
@@ -42,6 +43,12 @@ pub fn repair(stream: &'static str) {
     counter!(REPAIRS, "stream" => stream).increment(1);
 }
 
+/// A viewer's queue was full: it is let go, or reads the stream once more if it was replaying.
+pub fn overflow() {
+    counter!(OVERFLOWS).increment(1);
+}
+
+/// A viewer was told to go.
 pub fn dropped(reason: &'static str) {
     counter!(DROPPED, "reason" => reason).increment(1);
 }

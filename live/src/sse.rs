@@ -32,8 +32,8 @@ use tokio_util::sync::CancellationToken;
 const MAX_QUERY_BYTES: usize = 8 * 1024;
 /// The same bound for the header.
 const MAX_ID_BYTES: usize = 4 * 1024;
-/// Items that are ready when the connection takes bytes: they go in one write.
-const ITEMS: usize = 64;
+/// Items that are ready when the connection takes bytes: they go in one write. At most a megabyte of an archived log.
+const ITEMS: usize = 32;
 /// A write holds no more than this and one item.
 const WRITE_BYTES: usize = 64 * 1024;
 

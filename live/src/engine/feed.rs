@@ -8,7 +8,7 @@ use crate::{
     engine::{
         Source,
         hub::{Delivery, Hub},
-        replay::{self, Read, Replay},
+        replay::{self, Bounds, Read, Replay},
     },
     metrics,
 };
@@ -127,33 +127,61 @@ impl Feed {
     async fn probe(&self, probes: mpsc::Sender<Probe>) {
         let mut every = tokio::time::interval(PROBE_EVERY);
         every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut last_seen = [0; Source::ALL.len()];
-        let mut connects = 0;
+        let mut memories = Source::ALL.map(Memory::new);
         loop {
             every.tick().await;
-            let connects_now = self.bus.client.statistics().connects.load(Ordering::Relaxed);
-            let mut answered = 0;
-            for (source, seen) in Source::ALL.into_iter().zip(&mut last_seen) {
-                let position = self.hub.position(source);
-                match replay::bounds(&self.bus.jetstream, source).await {
-                    Ok(bounds) => {
-                        // After a reconnect what is missing does not come by itself.
-                        let due = if connects == connects_now { *seen } else { bounds.last };
-                        *seen = bounds.last;
-                        answered += 1;
-                        if probes.send(Probe { source, last: bounds.last, due, position }).await.is_err() {
-                            return;
-                        }
-                    }
-                    Err(error) => {
-                        tracing::debug!(stream = source.stream(), error = format!("{error:#}"), "no answer");
-                    }
+            for memory in &mut memories {
+                let connects = self.bus.client.statistics().connects.load(Ordering::Relaxed);
+                let position = self.hub.position(memory.source);
+                let answer = replay::bounds(&self.bus.jetstream, memory.source).await;
+                if let Some(probe) = memory.take(answer, position, connects)
+                    && probes.send(probe).await.is_err()
+                {
+                    return;
                 }
             }
-            if answered == Source::ALL.len() {
-                connects = connects_now;
-            }
         }
+    }
+}
+
+/// What is remembered of a stream from one question to the next.
+#[derive(Debug)]
+struct Memory {
+    source: Source,
+    last: u64,
+    /// Connections to the bus that there had been, the current one included.
+    connects: u64,
+    answers: bool,
+}
+
+impl Memory {
+    fn new(source: Source) -> Self {
+        Self { source, last: 0, connects: 0, answers: true }
+    }
+
+    fn take(
+        &mut self,
+        answer: anyhow::Result<Bounds>,
+        position: Option<u64>,
+        connects: u64,
+    ) -> Option<Probe> {
+        let stream = self.source.stream();
+        let last = match answer {
+            Ok(Bounds { last, .. }) => last,
+            Err(error) => {
+                if std::mem::replace(&mut self.answers, false) {
+                    tracing::warn!(stream, error = format!("{error:#}"), "the stream does not answer");
+                }
+                return None;
+            }
+        };
+        if !std::mem::replace(&mut self.answers, true) {
+            tracing::info!(stream, "the stream answers again");
+        }
+        // What was stored at the last question has had time to arrive; after a reconnect nothing arrives by itself.
+        let due = if self.connects == connects { self.last } else { last };
+        (self.last, self.connects) = (last, connects);
+        Some(Probe { source: self.source, last, due, position })
     }
 }
 
@@ -162,4 +190,24 @@ fn parse(message: &Message) -> Option<(Source, u64, &str)> {
     let source = Source::of_stream(headers.get(header::NATS_STREAM)?.as_str())?;
     let sequence = headers.get(header::NATS_SEQUENCE)?.as_str().parse().ok()?;
     Some((source, sequence, message.subject.strip_prefix(subjects::LIVE_PREFIX)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn due(memory: &mut Memory, last: u64, connects: u64) -> u64 {
+        memory.take(Ok(Bounds { first: 1, last }), Some(0), connects).unwrap().due
+    }
+
+    #[test]
+    fn what_was_there_at_the_last_question_is_due_and_after_a_reconnect_everything() {
+        let mut memory = Memory::new(Source::Events);
+        assert_eq!(due(&mut memory, 10, 1), 10);
+        assert_eq!(due(&mut memory, 15, 1), 10);
+        assert_eq!(due(&mut memory, 15, 1), 15);
+        assert!(memory.take(Err(anyhow::anyhow!("away")), Some(0), 1).is_none());
+        assert_eq!(due(&mut memory, 20, 2), 20);
+        assert_eq!(due(&mut memory, 22, 2), 20);
+    }
 }

@@ -4,7 +4,10 @@
 //! lock: whoever subscribes at position P gets exactly what comes after P, and reads what was before it elsewhere.
 //! Publishing never waits: a viewer whose queue is full is let go, and resumes from its position.
 
-use crate::engine::{Source, frame::Frame};
+use crate::{
+    engine::{Source, frame::Frame},
+    metrics,
+};
 use cratemill_protocol::topic::Topic;
 use std::{
     collections::{BTreeSet, HashMap},
@@ -145,6 +148,7 @@ impl Inner {
             }
         }
         for id in behind {
+            metrics::overflow();
             self.remove(id);
         }
     }

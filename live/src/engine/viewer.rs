@@ -131,10 +131,10 @@ impl Viewer {
         if unreadable {
             self.reset(&Arc::clone(&self.topics), ResetReason::Unreadable).await?;
         }
-        let mut subscribed = Some((subscriber, positions));
+        let mut first = Some((subscriber, positions));
         for _ in 0..ROUNDS {
             let Some((subscriber, positions)) =
-                subscribed.take().or_else(|| self.engine.hub.subscribe(&self.topics))
+                first.take().or_else(|| self.engine.hub.subscribe(&self.topics))
             else {
                 break;
             };

@@ -1,0 +1,14 @@
+//! The gateway as a process, with a real bus, database and object store.
+
+#![allow(clippy::unwrap_used, reason = "helpers of a test fail as the test does")]
+
+mod drain;
+mod events;
+mod farm;
+mod limits;
+mod logs;
+mod outage;
+mod proxy;
+mod schedule;
+mod slow;
+mod viewer;
