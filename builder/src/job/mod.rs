@@ -12,6 +12,9 @@ mod source;
 mod unpack;
 mod upload;
 
+#[cfg(test)]
+mod unpack_tests;
+
 use crate::{
     config::{Caps, Server},
     events::{Abandoned, Events},

@@ -110,9 +110,11 @@ async fn attempt(context: &Context, url: &str, token: &Token, artifact: &Artifac
     let why = refusal(response).await;
     Err(Error::Final(if status == StatusCode::PAYLOAD_TOO_LARGE {
         let bytes = size(artifact.entry.size);
-        Failure::output_too_large(format!("the service takes no artifact of {bytes}: {why}"))
+        Failure::output_too_large(
+            format!("the service takes no artifact of {bytes}: {status} {why}").trim_end(),
+        )
     } else {
-        Failure::infrastructure(format!("the upload was refused: {status} {why}"))
+        Failure::infrastructure(format!("the upload was refused: {status} {why}").trim_end())
     }))
 }
 

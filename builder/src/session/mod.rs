@@ -17,6 +17,11 @@ mod incoming;
 mod rate;
 mod window;
 
+#[cfg(test)]
+mod properties;
+#[cfg(test)]
+mod tests;
+
 pub use window::{NeverMade, Window};
 
 use attempt::{Attempt, Key};

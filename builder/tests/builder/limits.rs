@@ -1,0 +1,141 @@
+//! Each way for a crate to fail, by a crate made for it, with and without cgroups.
+
+use crate::{
+    fixture,
+    lab::{Lab, Run},
+};
+use cratemill_protocol::{FailureClass, Limits, Outcome, builder::Event};
+use tokio_util::sync::CancellationToken;
+
+const MIB: u64 = 1 << 20;
+
+fn limits() -> Limits {
+    Limits { wall_s: 60, memory_bytes: 2048 * MIB, ..Limits::default() }
+}
+
+#[tokio::test]
+async fn does_not_compile() {
+    let mut lab = Lab::new().await;
+    let run = lab.build(fixture::demo(&[("src/main.rs", "fn main() { let x: u8 = \"text\"; }")])).await;
+    run.assert_failed(FailureClass::Build, "cargo build failed: error[E0308]: mismatched types");
+}
+
+#[tokio::test]
+async fn builds_for_ever() {
+    let mut lab = Lab::new().await;
+    let source =
+        fixture::with_build_script("loop { std::thread::sleep(std::time::Duration::from_secs(1)); }");
+    let run = lab.build_within(source, Limits { wall_s: 3, ..limits() }).await;
+    run.assert_failed(FailureClass::Timeout, "killed: took longer than 3 s");
+}
+
+const MEMORY_HOG: &str = "let mut all = Vec::new();\nloop { all.push(vec![1u8; 1 << 20]); }";
+
+async fn hogs_memory(mut lab: Lab) {
+    let limits = Limits { memory_bytes: 512 * MIB, ..limits() };
+    let run = lab.build_within(fixture::with_build_script(MEMORY_HOG), limits).await;
+    run.assert_failed(FailureClass::OutOfMemory, "killed: used more than 512 MiB of memory");
+}
+
+#[tokio::test]
+async fn hogs_memory_in_a_cgroup() {
+    hogs_memory(Lab::new().await).await;
+}
+
+#[tokio::test]
+async fn hogs_memory_without_cgroups() {
+    hogs_memory(Lab::without_cgroups().await).await;
+}
+
+const FORK_BOMB: &str = "loop { _ = std::process::Command::new(\"/bin/sleep\").arg(\"1000\").spawn(); }";
+
+async fn forks(mut lab: Lab) {
+    let limits = Limits { processes: 100, ..limits() };
+    let run = lab.build_within(fixture::with_build_script(FORK_BOMB), limits).await;
+    run.assert_failed(FailureClass::Build, "killed: started more than 100 processes and threads");
+}
+
+#[tokio::test]
+async fn forks_in_a_cgroup() {
+    forks(Lab::new().await).await;
+}
+
+#[tokio::test]
+async fn forks_without_cgroups() {
+    forks(Lab::without_cgroups().await).await;
+}
+
+async fn writes(body: &str) -> Run {
+    let mut lab = Lab::new().await;
+    let limits = Limits { output_bytes: 64 * MIB, ..limits() };
+    lab.build_within(fixture::with_build_script(body), limits).await
+}
+
+#[tokio::test]
+async fn writes_one_huge_file() {
+    let run = writes(
+        "let dir = std::env::var(\"OUT_DIR\").unwrap();\n\
+         let mut file = std::fs::File::create(dir + \"/big\").unwrap();\n\
+         loop { file.write_all(&[1; 65536]).unwrap(); }",
+    )
+    .await;
+    run.assert_failed(FailureClass::OutputTooLarge, "killed: wrote more than 64 MiB of files");
+}
+
+#[tokio::test]
+async fn writes_many_files() {
+    let run = writes(
+        "let dir = std::env::var(\"OUT_DIR\").unwrap();\n\
+         for i in 0.. { std::fs::write(format!(\"{dir}/{i}\"), vec![1; 1 << 20]).unwrap();\n\
+         std::thread::sleep(std::time::Duration::from_millis(2)); }",
+    )
+    .await;
+    run.assert_failed(FailureClass::OutputTooLarge, "killed: wrote more than 64 MiB of files");
+}
+
+#[tokio::test]
+async fn prints_without_end() {
+    let mut lab = Lab::new().await;
+    // Cargo keeps a build script's output to itself; a compiler's goes through.
+    let noise = format!("compile_error!(\"{}\");\n", "no end ".repeat(50_000));
+    let source = fixture::demo(&[("src/main.rs", &noise)]);
+    let run = lab.build_within(source, Limits { log_bytes: 100_000, ..limits() }).await;
+    run.assert_failed(FailureClass::OutputTooLarge, "killed: printed more than 97.6 KiB of log");
+    assert!((100_000..101_000).contains(&run.log.len()), "{}", run.log.len());
+}
+
+#[tokio::test]
+async fn leaves_processes_behind() {
+    let mut lab = Lab::new().await;
+    // One that holds on to the pipes, and one in a session of its own.
+    let source = fixture::with_build_script(
+        "std::process::Command::new(\"/bin/sleep\").arg(\"4242\").spawn().unwrap();\n\
+         std::process::Command::new(\"/usr/bin/setsid\").args([\"/bin/sleep\", \"4242\"])\n\
+         .stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn().unwrap();",
+    );
+    let run = lab.build_within(source, Limits { wall_s: 20, ..limits() }).await;
+    // Cargo waits for whoever holds its pipe: that is the crate's time.
+    run.assert_failed(FailureClass::Timeout, "killed: took longer than 20 s");
+    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+        let command = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        assert_ne!(command, b"/bin/sleep\x004242\0", "a process outlived its sandbox");
+    }
+}
+
+#[tokio::test]
+async fn is_cancelled() {
+    let mut lab = Lab::new().await;
+    let job = lab.job(fixture::with_build_script("loop { std::thread::park(); }"));
+    let compiling = |event: &Event| matches!(event, Event::Log { text, .. } if text.contains("Compiling"));
+    let run = lab.run_until(job, CancellationToken::new(), compiling).await;
+    assert_eq!(run.finished.outcome, Outcome::Cancelled);
+}
+
+#[tokio::test]
+async fn the_owners_cap_counts() {
+    let mut lab = Lab::new().await;
+    let context = std::sync::Arc::get_mut(&mut lab.context).unwrap();
+    context.caps.wall_s = Some(2);
+    let run = lab.build(fixture::with_build_script("loop { std::thread::park(); }")).await;
+    run.assert_failed(FailureClass::Timeout, "killed: took longer than 2 s");
+}
