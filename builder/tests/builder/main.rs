@@ -10,6 +10,7 @@ mod lab;
 mod limits;
 mod login;
 mod peer;
+mod process;
 mod reconnect;
 mod results;
 mod secrets;
