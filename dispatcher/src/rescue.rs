@@ -47,6 +47,9 @@ pub async fn expire_leases(pool: &PgPool) -> Result<usize, cratemill_store::Erro
         let message = "the builder did not renew its lease in time".to_owned();
         let lost =
             Outcome::Failed { class: FailureClass::Lost, message, stage: None, timings: Timings::default() };
+        if sessions::give_back(&mut tx, held.id, held.attempt).await? {
+            tracing::info!(job = %held.id, attempt = %held.attempt, "an assignment got lost: its builder waits again");
+        }
         let state = ending::end(&mut tx, held, &lost, None).await?;
         tracing::warn!(job = %held.id, attempt = %held.attempt, builder = %held.builder, %state, "a lease ran out");
     }

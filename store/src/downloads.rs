@@ -5,26 +5,21 @@ use cratemill_protocol::{
     bus::{DownloadBatch, DownloadCount},
 };
 use sqlx::PgConnection;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use time::{Date, Duration, macros::date};
 
 /// Applies batches that are not applied yet; the counts and the mark of what is counted commit together.
 ///
-/// The publisher's own numbers decide, not the bus's: (node, epoch) names a run of a publisher, and its batches come
-/// in order. Returns how many downloads were counted.
+/// The publisher's own numbers decide, not the bus's: (node, epoch) names a run of a publisher, and its batches are
+/// numbered from 1. They may come in any order and any number of times. Returns how many downloads were counted.
 pub async fn apply(conn: &mut PgConnection, batches: &[DownloadBatch]) -> sqlx::Result<u64> {
     let mut marks = lock_marks(conn, batches).await?;
     let mut sums: BTreeMap<(i64, i32, &'static str), i64> = BTreeMap::new();
-    let mut ordered: Vec<_> = batches.iter().collect();
-    ordered.sort_by_key(|batch| (&batch.node, batch.epoch, batch.batch));
-    for batch in ordered {
+    for batch in batches {
         let mark = marks.entry((batch.node.clone(), batch.epoch)).or_default();
-        // As the database can hold it; no publisher counts that far.
-        let number = batch.batch.min(i64::MAX.unsigned_abs());
-        if number <= *mark {
+        if !mark.take(batch.batch) {
             continue;
         }
-        *mark = number;
         for count in &batch.counts {
             let sum = sums.entry(key(count)).or_default();
             *sum = sum.saturating_add(i64::try_from(count.count).unwrap_or(i64::MAX));
@@ -35,15 +30,45 @@ pub async fn apply(conn: &mut PgConnection, batches: &[DownloadBatch]) -> sqlx::
     Ok(sums.values().fold(0, |all: u64, sum| all.saturating_add(sum.unsigned_abs())))
 }
 
+/// A gap that more batches than this have passed is one that the publisher left: the bus has far fewer under way.
+const MAX_AHEAD: usize = 8_192;
+
+/// Which batches of a publisher's run are counted.
+#[derive(Debug, Default)]
+struct Mark {
+    /// All up to this one.
+    upto: i64,
+    /// And these beyond it.
+    ahead: BTreeSet<i64>,
+}
+
+impl Mark {
+    /// Notes a batch as counted; false if it was already.
+    fn take(&mut self, number: u64) -> bool {
+        // As the database can hold it; no publisher counts that far.
+        let number = i64::try_from(number).unwrap_or(i64::MAX);
+        if number <= self.upto || !self.ahead.insert(number) {
+            return false;
+        }
+        if self.ahead.len() > MAX_AHEAD {
+            self.upto = self.ahead.first().map_or(self.upto, |first| first - 1);
+        }
+        while self.upto.checked_add(1).is_some_and(|next| self.ahead.remove(&next)) {
+            self.upto += 1;
+        }
+        true
+    }
+}
+
 fn key(count: &DownloadCount) -> (i64, i32, &'static str) {
     (count.artifact.0, count.day, count.client.as_str())
 }
 
-/// The newest batch counted of each publisher named here; the rows stay locked, in one order.
+/// What is counted of each publisher named here; the rows stay locked, in one order.
 async fn lock_marks(
     conn: &mut PgConnection,
     batches: &[DownloadBatch],
-) -> sqlx::Result<BTreeMap<(String, i64), u64>> {
+) -> sqlx::Result<BTreeMap<(String, i64), Mark>> {
     let (nodes, epochs) = publishers(batches.iter().map(|batch| (batch.node.as_str(), batch.epoch)));
     sqlx::query(
         "INSERT INTO download_batches (node, epoch, batch)
@@ -54,19 +79,23 @@ async fn lock_marks(
     .bind(&epochs)
     .execute(&mut *conn)
     .await?;
-    let rows: Vec<(String, i64, i64)> = sqlx::query_as(
-        "SELECT node, epoch, batch FROM download_batches
+    let rows: Vec<(String, i64, i64, Vec<i64>)> = sqlx::query_as(
+        "SELECT node, epoch, batch, ahead FROM download_batches
          WHERE (node, epoch) IN (SELECT * FROM unnest($1::text[], $2::bigint[])) ORDER BY node, epoch FOR UPDATE",
     )
     .bind(&nodes)
     .bind(&epochs)
     .fetch_all(conn)
     .await?;
-    Ok(rows.into_iter().map(|(node, epoch, batch)| ((node, epoch), batch.unsigned_abs())).collect())
+    let marks = rows.into_iter().map(|(node, epoch, upto, ahead)| {
+        let mark = Mark { upto, ahead: ahead.into_iter().collect() };
+        ((node, epoch), mark)
+    });
+    Ok(marks.collect())
 }
 
 fn publishers<'a>(pairs: impl Iterator<Item = (&'a str, i64)>) -> (Vec<&'a str>, Vec<i64>) {
-    pairs.collect::<std::collections::BTreeSet<_>>().into_iter().unzip()
+    pairs.collect::<BTreeSet<_>>().into_iter().unzip()
 }
 
 /// Upserts in key order, so that two counters never wait for each other in a circle. Artifacts that do not exist
@@ -95,20 +124,19 @@ async fn write_sums(
     Ok(())
 }
 
-async fn write_marks(conn: &mut PgConnection, marks: &BTreeMap<(String, i64), u64>) -> sqlx::Result<()> {
-    let (nodes, epochs): (Vec<&str>, Vec<i64>) =
-        marks.keys().map(|(node, epoch)| (node.as_str(), *epoch)).unzip();
-    let batches: Vec<i64> = marks.values().map(|batch| i64::try_from(*batch).unwrap_or(i64::MAX)).collect();
-    sqlx::query(
-        "UPDATE download_batches d SET batch = p.batch, seen_at = now()
-         FROM unnest($1::text[], $2::bigint[], $3::bigint[]) AS p (node, epoch, batch)
-         WHERE d.node = p.node AND d.epoch = p.epoch",
-    )
-    .bind(nodes)
-    .bind(epochs)
-    .bind(batches)
-    .execute(conn)
-    .await?;
+/// A row each: Postgres has no arrays of arrays of different lengths, and a batch comes from few publishers.
+async fn write_marks(conn: &mut PgConnection, marks: &BTreeMap<(String, i64), Mark>) -> sqlx::Result<()> {
+    for ((node, epoch), mark) in marks {
+        sqlx::query(
+            "UPDATE download_batches SET batch = $3, ahead = $4, seen_at = now() WHERE node = $1 AND epoch = $2",
+        )
+        .bind(node)
+        .bind(epoch)
+        .bind(mark.upto)
+        .bind(mark.ahead.iter().copied().collect::<Vec<_>>())
+        .execute(&mut *conn)
+        .await?;
+    }
     Ok(())
 }
 
@@ -168,4 +196,29 @@ pub async fn forget_publishers(conn: &mut PgConnection, days: i32) -> sqlx::Resu
         .execute(conn)
         .await?;
     Ok(done.rows_affected())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn batches_are_taken_once_in_any_order() {
+        let mut mark = Mark::default();
+        for (number, expected) in
+            [(0, false), (2, true), (3, true), (2, false), (1, true), (3, false), (5, true)]
+        {
+            assert_eq!(mark.take(number), expected, "{number}");
+        }
+        assert_eq!((mark.upto, mark.ahead.len()), (3, 1));
+    }
+
+    #[test]
+    fn a_gap_for_ever_does_not_grow_for_ever() {
+        let mut mark = Mark::default();
+        let last = MAX_AHEAD as u64 + 2;
+        assert!((2..=last).all(|number| mark.take(number)));
+        assert_eq!((mark.upto.unsigned_abs(), mark.ahead.len()), (last, 0));
+        assert!(!mark.take(1));
+    }
 }

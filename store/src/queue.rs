@@ -218,7 +218,7 @@ pub async fn renew(
     let rows: Vec<(i64, i32)> = sqlx::query_as(
         "UPDATE jobs j SET lease_until = now() + make_interval(secs => $4)
          FROM unnest($2::bigint[], $3::int[]) AS p (job, attempt)
-         WHERE j.id = p.job AND j.attempt = p.attempt AND j.builder_id = $1 AND j.state = 'running'
+         WHERE j.id = p.job AND j.attempt = p.attempt AND j.builder_id = $1 AND j.state IN ('assigned', 'running')
          RETURNING j.id, j.attempt",
     )
     .bind(builder.0)

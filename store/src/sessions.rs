@@ -2,7 +2,7 @@
 //!
 //! This is where dispatchers find demand, so that any of them can serve it and none must remember it.
 
-use cratemill_protocol::{BuilderId, Target, bus::BuildRequest};
+use cratemill_protocol::{Attempt, BuilderId, JobId, Target, bus::BuildRequest};
 use sqlx::PgConnection;
 
 /// A builder that waits.
@@ -28,7 +28,7 @@ pub async fn open(
     sqlx::query(
         "INSERT INTO builder_sessions (builder_id, connection, node, targets) VALUES ($1, $2, $3, $4)
          ON CONFLICT (builder_id) DO UPDATE SET connection = excluded.connection, node = excluded.node,
-             targets = excluded.targets, slots = 0, serial = 0, connected_at = now(), seen_at = now()",
+             targets = excluded.targets, slots = 0, serial = 0, connected_at = now(), seen_at = now(), requested_at = now()",
     )
     .bind(builder.0)
     .bind(connection)
@@ -55,7 +55,8 @@ pub async fn close(conn: &mut PgConnection, connection: &str) -> sqlx::Result<bo
 /// Records what a builder asked for, unless a newer request is recorded already. False: nothing changed.
 pub async fn request(conn: &mut PgConnection, request: &BuildRequest) -> sqlx::Result<bool> {
     let done = sqlx::query(
-        "UPDATE builder_sessions SET slots = $3, serial = $2, seen_at = now() WHERE connection = $1 AND serial < $2",
+        "UPDATE builder_sessions SET slots = $3, serial = $2, seen_at = now(), requested_at = now()
+         WHERE connection = $1 AND serial < $2",
     )
     .bind(&request.connection)
     .bind(i64::try_from(request.serial).unwrap_or(i64::MAX))
@@ -91,6 +92,21 @@ pub async fn take_slots(conn: &mut PgConnection, taken: &[(BuilderId, i32)]) -> 
     .execute(conn)
     .await?;
     Ok(())
+}
+
+/// Gives back the slot of an attempt that nobody accepted, if its builder still waits with it: same connection, spoken
+/// of since, and no newer request, which would count the slot already. False: nothing to give back.
+pub async fn give_back(conn: &mut PgConnection, job: JobId, attempt: Attempt) -> sqlx::Result<bool> {
+    let done = sqlx::query(
+        "UPDATE builder_sessions s SET slots = s.slots + 1 FROM attempts a
+         WHERE a.job_id = $1 AND a.attempt = $2 AND a.accepted_at IS NULL AND s.builder_id = a.builder_id
+           AND s.connected_at <= a.assigned_at AND s.requested_at <= a.assigned_at AND s.seen_at > a.assigned_at",
+    )
+    .bind(job.0)
+    .bind(attempt.0)
+    .execute(conn)
+    .await?;
+    Ok(done.rows_affected() == 1)
 }
 
 /// Which node holds the builder's connection.

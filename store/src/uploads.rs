@@ -23,7 +23,7 @@ pub async fn record(
 ) -> sqlx::Result<bool> {
     let done = sqlx::query(
         "INSERT INTO uploads (job_id, attempt, name, size, sha256, object)
-         SELECT id, attempt, $3, $4, $5, $6 FROM jobs WHERE id = $1 AND attempt = $2 AND state = 'running'
+         SELECT id, attempt, $3, $4, $5, $6 FROM jobs WHERE id = $1 AND attempt = $2 AND state IN ('assigned', 'running')
          ON CONFLICT (job_id, attempt, name) DO UPDATE
              SET size = excluded.size, sha256 = excluded.sha256, object = excluded.object, stored_at = now()",
     )
@@ -41,7 +41,7 @@ pub async fn record(
 /// Whether this attempt may upload now.
 pub async fn allowed(conn: &mut PgConnection, job: JobId, attempt: Attempt) -> sqlx::Result<bool> {
     sqlx::query_scalar(
-        "SELECT EXISTS (SELECT FROM jobs WHERE id = $1 AND attempt = $2 AND state = 'running')",
+        "SELECT EXISTS (SELECT FROM jobs WHERE id = $1 AND attempt = $2 AND state IN ('assigned', 'running'))",
     )
     .bind(job.0)
     .bind(attempt.0)

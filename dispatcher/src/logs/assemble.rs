@@ -1,4 +1,7 @@
-//! A log from its events: each once, in order, compressed as it grows. Pure but for the memory it fills.
+//! A log from its events, compressed as it grows. Pure but for the memory it fills.
+//!
+//! Offsets say what of a text is new, as they do for whoever reads the log from the bus: a builder that reconnects
+//! sends events again, perhaps cut at other places. Numbers say whether all events are there.
 
 use cratemill_protocol::bus::{LogBody, LogMessage};
 use flate2::{Compression, write::GzEncoder};
@@ -9,6 +12,8 @@ pub struct Assembler {
     gzip: GzEncoder<Vec<u8>>,
     /// Of text, before compression.
     bytes: u64,
+    /// Where the text that was taken ends in the builder's log.
+    offset: u64,
     most: u64,
     last_seq: u64,
     gaps: bool,
@@ -31,26 +36,30 @@ impl Assembler {
     /// Takes at most `most` bytes of text; a builder cuts its log long before.
     pub fn new(most: u64) -> Self {
         let gzip = GzEncoder::new(Vec::new(), Compression::default());
-        Self { gzip, bytes: 0, most, last_seq: 0, gaps: false, ended: false }
+        Self { gzip, bytes: 0, offset: 0, most, last_seq: 0, gaps: false, ended: false }
     }
 
-    /// Takes the next event of the stream; one that came before is passed over. False: it is full.
+    /// Takes the next event of the stream, or what is new of it. False: it is full.
     pub fn push(&mut self, message: &LogMessage) -> io::Result<bool> {
         if let LogBody::End { .. } = message.body {
             self.ended = true;
             return Ok(true);
         }
-        if message.seq <= self.last_seq {
-            return Ok(true);
+        if message.seq > self.last_seq {
+            self.gaps |= message.seq != self.last_seq + 1;
+            self.last_seq = message.seq;
         }
-        self.gaps |= message.seq != self.last_seq + 1;
-        self.last_seq = message.seq;
-        if let LogBody::Text { text, .. } = &message.body {
-            if self.bytes + text.len() as u64 > self.most {
+        if let LogBody::Text { offset, text } = &message.body {
+            let seen = usize::try_from(self.offset.saturating_sub(*offset)).unwrap_or(usize::MAX);
+            let Some(new) = text.as_bytes().get(seen..).filter(|new| !new.is_empty()) else {
+                return Ok(true);
+            };
+            if self.bytes + new.len() as u64 > self.most {
                 return Ok(false);
             }
-            self.gzip.write_all(text.as_bytes())?;
-            self.bytes += text.len() as u64;
+            self.gzip.write_all(new)?;
+            self.bytes += new.len() as u64;
+            self.offset = offset.saturating_add(text.len() as u64);
         }
         Ok(true)
     }
@@ -85,8 +94,8 @@ mod tests {
         LogMessage { job: JobId(1), attempt: Attempt(1), seq, at_ms: 0, body }
     }
 
-    fn text(seq: u64, text: &str) -> LogMessage {
-        event(seq, LogBody::Text { offset: 0, text: text.into() })
+    fn text(seq: u64, offset: u64, text: &str) -> LogMessage {
+        event(seq, LogBody::Text { offset, text: text.into() })
     }
 
     fn unpack(log: &Log) -> String {
@@ -98,8 +107,8 @@ mod tests {
     #[test]
     fn gaps_and_ends_are_seen() {
         let mut assembler = Assembler::new(100);
-        assembler.push(&text(1, "a")).unwrap();
-        assembler.push(&text(3, "c")).unwrap();
+        assembler.push(&text(1, 0, "a")).unwrap();
+        assembler.push(&text(3, 2, "c")).unwrap();
         assembler.push(&event(4, LogBody::End { state: JobState::Failed })).unwrap();
         let log = assembler.finish().unwrap();
         assert_eq!((unpack(&log).as_str(), log.ended, log.last_seq), ("ac", true, 3));
@@ -109,10 +118,19 @@ mod tests {
     }
 
     #[test]
+    fn other_cuts_of_the_same_text_change_nothing() {
+        let mut assembler = Assembler::new(100);
+        for event in [text(1, 0, "abc"), text(1, 0, "ab"), text(2, 2, "cde"), text(2, u64::MAX, "")] {
+            assert!(assembler.push(&event).unwrap());
+        }
+        assert_eq!(unpack(&assembler.finish().unwrap()), "abcde");
+    }
+
+    #[test]
     fn it_is_bounded() {
         let mut assembler = Assembler::new(3);
-        assert!(assembler.push(&text(1, "abc")).unwrap());
-        assert!(!assembler.push(&text(2, "d")).unwrap());
+        assert!(assembler.push(&text(1, 0, "abc")).unwrap());
+        assert!(!assembler.push(&text(2, 3, "d")).unwrap());
         assert_eq!(unpack(&assembler.finish().unwrap()), "abc");
     }
 
@@ -120,7 +138,15 @@ mod tests {
         /// Whatever is sent again after a reconnect, the text is the same.
         #[test]
         fn repeats_change_nothing(chunks in prop::collection::vec("[a-z\n]{0,8}", 0..20), again in prop::collection::vec((0_usize..20, 1_usize..6), 0..6)) {
-            let events: Vec<_> = (1..).zip(&chunks).map(|(seq, chunk)| text(seq, chunk)).collect();
+            let mut offset = 0;
+            let events: Vec<_> = (1..)
+                .zip(&chunks)
+                .map(|(seq, chunk)| {
+                    let event = text(seq, offset, chunk);
+                    offset += chunk.len() as u64;
+                    event
+                })
+                .collect();
             let mut sent = Vec::new();
             for (position, event) in events.iter().enumerate() {
                 sent.push(event.clone());

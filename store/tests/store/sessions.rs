@@ -1,8 +1,8 @@
 //! Sessions: which builders wait, for how many jobs, and where.
 
-use crate::support::{LINUX, builder, connected, target};
+use crate::support::{LINUX, builder, connected, job, lease, target, version};
 use cratemill_protocol::{BuilderId, bus::BuildRequest};
-use cratemill_store::{PgPool, builders, sessions};
+use cratemill_store::{PgPool, builders, queue, sessions};
 
 fn request(builder: BuilderId, connection: &str, slots: u16, serial: u64) -> BuildRequest {
     let targets = vec![target(LINUX)];
@@ -73,4 +73,25 @@ async fn sessions_of_dead_nodes_end(pool: PgPool) {
     assert!(sessions::expire(&mut tx, 60).await.unwrap().is_empty());
     assert_eq!(sessions::close_all_of_node(&mut tx, "node-2").await.unwrap(), 1);
     assert_eq!(sessions::expire(&mut tx, -1).await.unwrap(), [(first, "first".to_owned())]);
+}
+
+/// Each step in a transaction of its own: `now()` is the same within one.
+#[sqlx::test(migrations = "../migrations")]
+async fn the_slot_of_a_lost_assignment_is_given_back(pool: PgPool) {
+    let mut conn = pool.acquire().await.unwrap();
+    let id = connected(&mut conn, "b", LINUX).await;
+    let version = version(&mut conn, "a").await;
+    queue::enqueue(&mut conn, &job(version)).await.unwrap();
+    sessions::request(&mut conn, &request(id, "c-b", 1, 1)).await.unwrap();
+    let (lost, attempt) = lease(&mut conn, id, 60).await;
+    sessions::take_slots(&mut conn, &[(id, 1)]).await.unwrap();
+    assert!(!sessions::give_back(&mut conn, lost, attempt).await.unwrap(), "its node may be dead");
+    sessions::seen(&mut conn, &["c-b".into()]).await.unwrap();
+    assert!(sessions::give_back(&mut conn, lost, attempt).await.unwrap());
+    assert_eq!(sessions::waiting(&mut conn, 1).await.unwrap()[0].slots, 1);
+    // A newer request counts the slot itself.
+    sessions::request(&mut conn, &request(id, "c-b", 1, 2)).await.unwrap();
+    assert!(!sessions::give_back(&mut conn, lost, attempt).await.unwrap());
+    assert!(queue::accept(&mut conn, lost, attempt, id, 60).await.unwrap());
+    assert!(!sessions::give_back(&mut conn, lost, attempt).await.unwrap());
 }

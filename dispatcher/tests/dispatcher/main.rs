@@ -1,0 +1,12 @@
+//! The dispatcher against a real Postgres (`DATABASE_URL`), a real NATS with the shipped configuration, a real S3
+//! server, and a registry on loopback.
+
+// Helpers of tests fail like tests.
+#![allow(clippy::unwrap_used)]
+
+mod bus;
+mod outcomes;
+mod peer;
+mod refresh;
+mod support;
+mod watch;

@@ -1,0 +1,244 @@
+//! Outcomes: which successes are believed, what follows, and what a failure costs.
+
+use crate::support::{ARM, Builder, LINUX, Store, Work, key, metadata, no_objects};
+use cratemill_dispatcher::{
+    cleanup,
+    consume::Handled,
+    outcomes::{Applied, apply, handle},
+    rescue,
+};
+use cratemill_protocol::{
+    ArtifactName, Attempt, BuilderId, FailureClass, JobId, JobState, Kind, Outcome, Priority, Sha256Hex,
+    bus::{self, OutcomeMessage},
+    job::Timings,
+};
+use cratemill_store::{
+    PgPool, artifacts, attempts, jobs,
+    objects::{self, Objects},
+    queue, uploads,
+};
+use time::OffsetDateTime;
+
+async fn job(pool: &PgPool, id: JobId) -> jobs::Job {
+    jobs::find(&mut pool.acquire().await.unwrap(), id).await.unwrap().unwrap()
+}
+
+async fn ended(pool: &PgPool, objects: &Objects, message: &OutcomeMessage) -> (JobState, &'static str) {
+    match apply(pool, objects, message).await.unwrap() {
+        Applied::Ended { state, result } => (state, result),
+        Applied::Stale => panic!("the attempt has the job"),
+    }
+}
+
+fn failed(class: FailureClass) -> Outcome {
+    Outcome::Failed { class, message: "why\0".into(), stage: None, timings: Timings::default() }
+}
+
+#[sqlx::test(migrations = "../migrations")]
+async fn binaries_are_to_be_built_for_every_target(pool: PgPool) {
+    let store = Store::start().await;
+    let builder = Builder::connect(&mut pool.acquire().await.unwrap(), 1).await;
+    let mut work = Work::start(&pool, &builder, Kind::Metadata, "any").await;
+    work.upload(&pool, &store.objects, "demo.json", &metadata("bin")).await;
+    let success = work.succeeded(&builder);
+    assert_eq!(ended(&pool, &store.objects, &success).await, (JobState::Succeeded, "succeeded"));
+
+    let mut conn = pool.acquire().await.unwrap();
+    let follow_ups = queue::candidates(&mut conn, &[LINUX.into(), ARM.into()], 10).await.unwrap();
+    let mut targets: Vec<_> = follow_ups.iter().map(|job| job.target.to_string()).collect();
+    targets.sort();
+    assert_eq!(targets, [ARM, LINUX]);
+    let follow_up = job(&pool, follow_ups[0].id).await;
+    assert_eq!((follow_up.kind, follow_up.priority), (Kind::Tarball, Priority::OnDemand));
+    assert_eq!(follow_up.parent_id, Some(work.job.0));
+    let listed = artifacts::of_version(&mut conn, follow_up.version_id).await.unwrap();
+    assert_eq!((listed.len(), listed[0].name.as_str()), (1, "demo.json"));
+    assert_eq!(Some(&listed[0].manifest), success.manifest.as_ref());
+    // The bus hands it out again: nothing changes.
+    assert_eq!(apply(&pool, &store.objects, &success).await.unwrap(), Applied::Stale);
+    assert_eq!(queue::lengths(&mut conn).await.unwrap(), (2, 0));
+}
+
+#[sqlx::test(migrations = "../migrations")]
+async fn nothing_follows_from_a_library_and_from_a_tarball(pool: PgPool) {
+    let store = Store::start().await;
+    let builder = Builder::connect(&mut pool.acquire().await.unwrap(), 1).await;
+    let mut work = Work::start(&pool, &builder, Kind::Metadata, "any").await;
+    work.upload(&pool, &store.objects, "demo.json", &metadata("lib")).await;
+    ended(&pool, &store.objects, &work.succeeded(&builder)).await;
+    let mut conn = pool.acquire().await.unwrap();
+    assert_eq!(queue::lengths(&mut conn).await.unwrap(), (0, 0));
+
+    let version = job(&pool, work.job).await.version_id;
+    let new = crate::support::new_job(version, Kind::Tarball, LINUX);
+    queue::enqueue(&mut conn, &new).await.unwrap();
+    let mut work = Work::take(&mut conn, &builder).await;
+    work.upload(&pool, &store.objects, "demo.tar.gz", b"bytes").await;
+    assert_eq!(ended(&pool, &store.objects, &work.succeeded(&builder)).await.0, JobState::Succeeded);
+    assert_eq!(queue::lengths(&mut conn).await.unwrap(), (0, 0));
+}
+
+/// A success that cannot be believed is tried again, and lists nothing.
+#[sqlx::test(migrations = "../migrations")]
+async fn a_success_must_be_what_it_claims(pool: PgPool) {
+    type Forge = fn(&mut Work, &mut Builder) -> Option<OutcomeMessage>;
+    let forgeries: [(&str, Forge); 8] = [
+        ("without", |work, builder| {
+            Some(work.outcome(builder, Outcome::Succeeded { timings: Timings::default() }))
+        }),
+        ("does not verify", |work, builder| {
+            let text = work.succeeded(builder).manifest.unwrap().replace("1.95.0", "1.94.0");
+            Some(OutcomeMessage { manifest: Some(text), ..work.succeeded(builder) })
+        }),
+        ("does not verify", |_, builder| {
+            builder.key = key(99);
+            None
+        }),
+        ("another version", |work, _| {
+            work.manifest.version = "2.0.0".into();
+            None
+        }),
+        ("another source", |work, _| {
+            work.manifest.source_sha256 = Sha256Hex::of(b"other");
+            None
+        }),
+        ("another kind", |work, _| {
+            work.manifest.kind = Kind::Debian;
+            None
+        }),
+        ("not what the manifest says", |work, _| {
+            work.manifest.artifacts[0].sha256 = Sha256Hex::of(b"other");
+            None
+        }),
+        ("was not uploaded", |work, _| {
+            work.manifest.artifacts[0].name = ArtifactName::parse("other").unwrap();
+            None
+        }),
+    ];
+    let store = Store::start().await;
+    let mut conn = pool.acquire().await.unwrap();
+    let mut builder = Builder::connect(&mut conn, 1).await;
+    let version = crate::support::version(&mut conn).await;
+    for (why, forge) in forgeries {
+        let new = crate::support::new_job(version, Kind::Tarball, LINUX);
+        let id = queue::enqueue(&mut conn, &new).await.unwrap().id();
+        let mut work = Work::take(&mut conn, &builder).await;
+        work.upload(&pool, &store.objects, "demo.tar.gz", b"bytes").await;
+        let forged = forge(&mut work, &mut builder).unwrap_or_else(|| work.succeeded(&builder));
+        assert_eq!(
+            ended(&pool, &store.objects, &forged).await,
+            (JobState::Queued, "infrastructure"),
+            "{why}"
+        );
+        let row = job(&pool, id).await;
+        assert_eq!((row.tries, row.failure_class.as_deref()), (1, Some("infrastructure")));
+        assert!(row.failure_message.as_ref().unwrap().contains(why), "{row:?}");
+        assert!(artifacts::of_version(&mut conn, version).await.unwrap().is_empty());
+        queue::cancel(&mut conn, id).await.unwrap();
+        builder.key = key(1);
+    }
+}
+
+#[sqlx::test(migrations = "../migrations")]
+async fn metadata_that_is_none_is_refused(pool: PgPool) {
+    let store = Store::start().await;
+    let builder = Builder::connect(&mut pool.acquire().await.unwrap(), 1).await;
+    let mut work = Work::start(&pool, &builder, Kind::Metadata, "any").await;
+    work.upload(&pool, &store.objects, "demo.json", b"no json").await;
+    let end = ended(&pool, &store.objects, &work.succeeded(&builder)).await;
+    assert_eq!(end, (JobState::Queued, "infrastructure"));
+}
+
+#[sqlx::test(migrations = "../migrations")]
+async fn only_who_has_the_job_is_heard(pool: PgPool) {
+    let store = Store::start().await;
+    let builder = Builder::connect(&mut pool.acquire().await.unwrap(), 1).await;
+    let mut work = Work::start(&pool, &builder, Kind::Tarball, LINUX).await;
+    work.upload(&pool, &store.objects, "demo.tar.gz", b"bytes").await;
+    let success = work.succeeded(&builder);
+    for stale in [
+        OutcomeMessage { attempt: Attempt(2), ..success.clone() },
+        OutcomeMessage { attempt: Attempt(0), ..success.clone() },
+        OutcomeMessage { builder: BuilderId(404), ..success.clone() },
+        OutcomeMessage { job: JobId(404), ..success.clone() },
+    ] {
+        assert_eq!(apply(&pool, &store.objects, &stale).await.unwrap(), Applied::Stale);
+    }
+    assert_eq!(job(&pool, work.job).await.state, JobState::Running);
+}
+
+#[sqlx::test(migrations = "../migrations")]
+async fn failures_are_final_or_tried_again_five_times(pool: PgPool) {
+    let objects = no_objects();
+    let mut conn = pool.acquire().await.unwrap();
+    let builder = Builder::connect(&mut conn, 1).await;
+    let work = Work::start(&pool, &builder, Kind::Tarball, LINUX).await;
+    let failure = work.outcome(&builder, failed(FailureClass::Build));
+    assert_eq!(ended(&pool, &objects, &failure).await, (JobState::Failed, "build"));
+    let row = job(&pool, work.job).await;
+    assert_eq!(row.failure_message.as_deref(), Some("why"), "without what the database refuses");
+
+    // Leases that ran out, each found by a rescue.
+    let new = crate::support::new_job(row.version_id, Kind::Tarball, LINUX);
+    let id = queue::enqueue(&mut conn, &new).await.unwrap().id();
+    for attempt in 1..=5 {
+        queue::assign(&mut conn, &[(id, builder.id)], -1).await.unwrap();
+        assert_eq!(rescue::expire_leases(&pool).await.unwrap(), 1);
+        let row = job(&pool, id).await;
+        let expected = if attempt < 5 { JobState::Queued } else { JobState::Failed };
+        assert_eq!((row.state, row.failure_class.as_deref()), (expected, Some("lost")), "{attempt}");
+        let waits = row.run_at - row.created_at;
+        assert!(waits <= time::Duration::seconds(5 << attempt), "{waits}");
+    }
+    assert_eq!(rescue::expire_leases(&pool).await.unwrap(), 0);
+    assert_eq!(attempts::of_job(&mut conn, id).await.unwrap().len(), 5);
+}
+
+#[sqlx::test(migrations = "../migrations")]
+async fn a_job_that_was_asked_to_stop_ends_cancelled(pool: PgPool) {
+    let objects = no_objects();
+    let mut conn = pool.acquire().await.unwrap();
+    let builder = Builder::connect(&mut conn, 1).await;
+    let version = crate::support::version(&mut conn).await;
+    for outcome in [Outcome::Cancelled, failed(FailureClass::Build), failed(FailureClass::Lost)] {
+        let new = crate::support::new_job(version, Kind::Tarball, LINUX);
+        queue::enqueue(&mut conn, &new).await.unwrap();
+        let work = Work::take(&mut conn, &builder).await;
+        queue::cancel(&mut conn, work.job).await.unwrap();
+        assert_eq!(ended(&pool, &objects, &work.outcome(&builder, outcome)).await.0, JobState::Cancelled);
+    }
+}
+
+#[sqlx::test(migrations = "../migrations")]
+async fn an_outcome_waits_for_the_object_store(pool: PgPool) {
+    let store = Store::start().await;
+    let builder = Builder::connect(&mut pool.acquire().await.unwrap(), 1).await;
+    let mut work = Work::start(&pool, &builder, Kind::Metadata, "any").await;
+    work.upload(&pool, &store.objects, "demo.json", &metadata("bin")).await;
+    let payload = bus::encode(&work.succeeded(&builder));
+    let later = handle(&pool, &no_objects(), &payload, 1).await;
+    assert!(matches!(later, Handled::Later(_)));
+    assert_eq!(job(&pool, work.job).await.state, JobState::Running, "nothing is lost");
+    assert_eq!(handle(&pool, &store.objects, &payload, 2).await, Handled::Done);
+    assert_eq!(job(&pool, work.job).await.state, JobState::Succeeded);
+    assert_eq!(handle(&pool, &store.objects, &payload, 3).await, Handled::Done, "again");
+    assert_eq!(handle(&pool, &store.objects, b"no message", 1).await, Handled::Poison);
+}
+
+#[sqlx::test(migrations = "../migrations")]
+async fn what_a_failed_attempt_left_is_removed(pool: PgPool) {
+    let store = Store::start().await;
+    let mut conn = pool.acquire().await.unwrap();
+    let builder = Builder::connect(&mut conn, 1).await;
+    let mut work = Work::start(&pool, &builder, Kind::Tarball, LINUX).await;
+    work.upload(&pool, &store.objects, "demo.tar.gz", b"bytes").await;
+    let object = uploads::of_attempt(&mut conn, work.job, work.attempt).await.unwrap().remove(0).object;
+    ended(&pool, &store.objects, &work.outcome(&builder, failed(FailureClass::Timeout))).await;
+
+    let hour = time::Duration::hours(1);
+    cleanup::round(&pool, &store.objects, OffsetDateTime::now_utc() - hour).await.unwrap();
+    assert_eq!(store.objects.get_bytes(&object, 100).await.unwrap(), "bytes", "too early");
+    cleanup::round(&pool, &store.objects, OffsetDateTime::now_utc() + hour).await.unwrap();
+    let gone = store.objects.get_bytes(&object, 100).await;
+    assert!(matches!(gone, Err(objects::Error::NotFound(_))), "{gone:?}");
+}
