@@ -42,8 +42,8 @@ struct ListQuery {
 }
 
 /// Builders, the oldest first
-#[utoipa::path(get, path = "/api/v1/builders", tag = "builders", params(ListQuery), responses(
-    (status = 200, body = Page<Builder>),
+#[utoipa::path(get, operation_id = "list_builders", path = "/api/v1/builders", tag = "builders", params(ListQuery), responses(
+    (status = 200, body = Page<Builder>, description = "a page"),
     (status = 400, body = ProblemBody, content_type = "application/problem+json", description = "bad query"),
 ))]
 async fn list(State(app): State<App>, Query(query): Query<ListQuery>) -> Result<Json<Page<Builder>>> {
@@ -68,9 +68,9 @@ struct NewBuilder {
 }
 
 /// Let a builder in
-#[utoipa::path(post, path = "/api/v1/builders", tag = "builders", request_body = NewBuilder,
+#[utoipa::path(post, operation_id = "register_builder", path = "/api/v1/builders", tag = "builders", request_body = NewBuilder,
     security(("operator" = [])), responses(
-        (status = 201, body = Builder),
+        (status = 201, body = Builder, description = "the builder"),
         (status = 401, body = ProblemBody, content_type = "application/problem+json", description = "not an operator"),
         (status = 409, body = ProblemBody, content_type = "application/problem+json", description = "name or key taken"),
         (status = 422, body = ProblemBody, content_type = "application/problem+json", description = "a field is wrong"),
@@ -130,9 +130,9 @@ struct Changes {
 }
 
 /// Enable, disable or drain a builder
-#[utoipa::path(patch, path = "/api/v1/builders/{id}", tag = "builders", params(("id" = i64, Path)),
+#[utoipa::path(patch, operation_id = "update_builder", path = "/api/v1/builders/{id}", tag = "builders", params(("id" = i64, Path)),
     request_body = Changes, security(("operator" = [])), responses(
-        (status = 200, body = Builder),
+        (status = 200, body = Builder, description = "the builder"),
         (status = 401, body = ProblemBody, content_type = "application/problem+json", description = "not an operator"),
         (status = 404, body = ProblemBody, content_type = "application/problem+json", description = "unknown"),
         (status = 422, body = ProblemBody, content_type = "application/problem+json", description = "nothing to change"),

@@ -53,8 +53,8 @@ struct CrateSummary {
 }
 
 /// Crates this service knows, by name
-#[utoipa::path(get, path = "/api/v1/crates", tag = "crates", params(ListQuery), responses(
-    (status = 200, body = Page<CrateSummary>),
+#[utoipa::path(get, operation_id = "list_crates", path = "/api/v1/crates", tag = "crates", params(ListQuery), responses(
+    (status = 200, body = Page<CrateSummary>, description = "a page"),
     (status = 400, body = ProblemBody, content_type = "application/problem+json", description = "bad query"),
 ))]
 async fn list(State(app): State<App>, Query(query): Query<ListQuery>) -> Result<Json<Page<CrateSummary>>> {
@@ -90,9 +90,9 @@ struct Crate {
 }
 
 /// A crate and its versions
-#[utoipa::path(get, path = "/api/v1/crates/{crate}", tag = "crates",
+#[utoipa::path(get, operation_id = "get_crate", path = "/api/v1/crates/{crate}", tag = "crates",
     params(("crate" = String, Path, description = "its name")), responses(
-    (status = 200, body = Crate),
+    (status = 200, body = Crate, description = "the crate"),
     (status = 404, body = ProblemBody, content_type = "application/problem+json", description = "unknown"),
 ))]
 async fn show(State(app): State<App>, Path(name): Path<CrateName>) -> Result<Json<Crate>> {
@@ -119,11 +119,11 @@ struct VersionDetail {
 }
 
 /// A version, what was built of it, and its jobs
-#[utoipa::path(get, path = "/api/v1/crates/{crate}/{version}", tag = "crates", params(
+#[utoipa::path(get, operation_id = "get_version", path = "/api/v1/crates/{crate}/{version}", tag = "crates", params(
     ("crate" = String, Path, description = "its name"),
     ("version" = String, Path, description = "a version, or `latest`"),
 ), responses(
-    (status = 200, body = VersionDetail),
+    (status = 200, body = VersionDetail, description = "the version"),
     (status = 404, body = ProblemBody, content_type = "application/problem+json", description = "unknown"),
 ))]
 async fn show_version(
@@ -200,9 +200,9 @@ struct Daily {
 }
 
 /// How often a crate's artifacts were downloaded
-#[utoipa::path(get, path = "/api/v1/crates/{crate}/downloads", tag = "crates",
+#[utoipa::path(get, operation_id = "get_crate_downloads", path = "/api/v1/crates/{crate}/downloads", tag = "crates",
     params(("crate" = String, Path, description = "its name")), responses(
-    (status = 200, body = Downloads),
+    (status = 200, body = Downloads, description = "the counts"),
     (status = 404, body = ProblemBody, content_type = "application/problem+json", description = "unknown"),
 ))]
 async fn show_downloads(State(app): State<App>, Path(name): Path<CrateName>) -> Result<Json<Downloads>> {

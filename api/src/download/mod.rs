@@ -81,7 +81,7 @@ impl FromStr for File {
 ///
 /// With `.sig`, `.sha256` or `.manifest` after the kind: the signature over the manifest, the checksum, or the exact
 /// manifest that was signed. HEAD works too. The node may answer with a redirect to the object store.
-#[utoipa::path(get, path = "/api/v1/crates/{crate}/{version}/{target}/{kind}", tag = "crates", params(
+#[utoipa::path(get, operation_id = "download", path = "/api/v1/crates/{crate}/{version}/{target}/{kind}", tag = "crates", params(
     ("crate" = String, Path, description = "its name"),
     ("version" = String, Path, description = "a version, or `latest`"),
     ("target" = String, Path, description = "a target triple; `any` for metadata"),

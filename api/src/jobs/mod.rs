@@ -38,8 +38,8 @@ struct ListQuery {
 }
 
 /// Jobs, the newest first
-#[utoipa::path(get, path = "/api/v1/jobs", tag = "jobs", params(ListQuery), responses(
-    (status = 200, body = Page<Job>),
+#[utoipa::path(get, operation_id = "list_jobs", path = "/api/v1/jobs", tag = "jobs", params(ListQuery), responses(
+    (status = 200, body = Page<Job>, description = "a page"),
     (status = 400, body = ProblemBody, content_type = "application/problem+json", description = "bad query"),
 ))]
 async fn list(State(app): State<App>, Query(query): Query<ListQuery>) -> Result<Json<Page<Job>>> {
@@ -53,8 +53,8 @@ async fn list(State(app): State<App>, Query(query): Query<ListQuery>) -> Result<
 }
 
 /// A job, its place in the queue, its attempts and what it made
-#[utoipa::path(get, path = "/api/v1/jobs/{id}", tag = "jobs", params(("id" = i64, Path)), responses(
-    (status = 200, body = JobDetail),
+#[utoipa::path(get, operation_id = "get_job", path = "/api/v1/jobs/{id}", tag = "jobs", params(("id" = i64, Path)), responses(
+    (status = 200, body = JobDetail, description = "the job"),
     (status = 404, body = ProblemBody, content_type = "application/problem+json", description = "unknown"),
 ))]
 async fn show(State(app): State<App>, Path(id): Path<JobId>) -> Result<Json<JobDetail>> {

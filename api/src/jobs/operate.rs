@@ -72,9 +72,9 @@ fn on_demand() -> Priority {
 ///
 /// A crate or version that is not known here is looked for in the registry first; for `latest` the registry is asked
 /// each time, if it can be. A yanked or blocked version is a conflict.
-#[utoipa::path(post, path = "/api/v1/jobs", tag = "jobs", request_body = NewJobBody, security(("operator" = [])),
+#[utoipa::path(post, operation_id = "create_job", path = "/api/v1/jobs", tag = "jobs", request_body = NewJobBody, security(("operator" = [])),
     responses(
-        (status = 201, body = Job, headers(("location" = String))),
+        (status = 201, body = Job, description = "the job", headers(("location" = String))),
         (status = 200, body = Job, description = "the same thing is queued or being built already"),
         (status = 401, body = ProblemBody, content_type = "application/problem+json", description = "not an operator"),
         (status = 404, body = ProblemBody, content_type = "application/problem+json", description = "not in the registry"),
@@ -174,7 +174,7 @@ async fn shown(conn: &mut PgConnection, id: JobId) -> Result<Job> {
 /// Cancel a job
 ///
 /// One that is being built is cancelled when its builder says so, or loses its lease. Cancelling twice is no error.
-#[utoipa::path(post, path = "/api/v1/jobs/{id}/cancel", tag = "jobs", params(("id" = i64, Path)),
+#[utoipa::path(post, operation_id = "cancel_job", path = "/api/v1/jobs/{id}/cancel", tag = "jobs", params(("id" = i64, Path)),
     security(("operator" = [])), responses(
         (status = 200, body = Job, description = "cancelled"),
         (status = 202, body = Job, description = "its builder is asked to stop"),
@@ -209,9 +209,9 @@ pub(super) async fn cancel(
 }
 
 /// Run a job that ended once more, as a new job with this one as its parent
-#[utoipa::path(post, path = "/api/v1/jobs/{id}/retry", tag = "jobs", params(("id" = i64, Path)),
+#[utoipa::path(post, operation_id = "retry_job", path = "/api/v1/jobs/{id}/retry", tag = "jobs", params(("id" = i64, Path)),
     security(("operator" = [])), responses(
-        (status = 201, body = Job, headers(("location" = String))),
+        (status = 201, body = Job, description = "the job", headers(("location" = String))),
         (status = 200, body = Job, description = "the same thing is queued or being built already"),
         (status = 401, body = ProblemBody, content_type = "application/problem+json", description = "not an operator"),
         (status = 404, body = ProblemBody, content_type = "application/problem+json", description = "unknown"),

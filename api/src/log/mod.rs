@@ -42,8 +42,8 @@ struct LogQuery {
 /// The log of a job
 ///
 /// Of a job that runs: what there is now. To follow it, use the live plane's topic `job.<id>.log`.
-#[utoipa::path(get, path = "/api/v1/jobs/{id}/log", tag = "jobs", params(("id" = i64, Path), LogQuery), responses(
-    (status = 200, body = String, content_type = "text/plain; charset=utf-8"),
+#[utoipa::path(get, operation_id = "get_job_log", path = "/api/v1/jobs/{id}/log", tag = "jobs", params(("id" = i64, Path), LogQuery), responses(
+    (status = 200, body = String, content_type = "text/plain; charset=utf-8", description = "the log"),
     (status = 404, body = ProblemBody, content_type = "application/problem+json", description = "no such job or attempt"),
     (status = 503, body = ProblemBody, content_type = "application/problem+json", description = "try again"),
 ))]

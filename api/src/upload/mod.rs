@@ -40,12 +40,12 @@ struct Stored {
 }
 
 /// Store a file of a running job
-#[utoipa::path(put, path = "/api/v1/jobs/{id}/artifacts/{name}", tag = "builder side", params(
+#[utoipa::path(put, operation_id = "upload_artifact", path = "/api/v1/jobs/{id}/artifacts/{name}", tag = "builder side", params(
     ("id" = i64, Path), ("name" = String, Path, description = "its file name"),
     ("x-sha256" = String, Header, description = "its SHA-256, 64 hexadecimal digits"),
     ("content-length" = u64, Header, description = "its size"),
 ), request_body(content = Vec<u8>, content_type = "application/octet-stream"), security(("job" = [])), responses(
-    (status = 201, body = Stored),
+    (status = 201, body = Stored, description = "it is stored"),
     (status = 400, body = ProblemBody, content_type = "application/problem+json", description = "bad name, header or length"),
     (status = 401, body = ProblemBody, content_type = "application/problem+json", description = "no good job token"),
     (status = 403, body = ProblemBody, content_type = "application/problem+json", description = "another job's token"),

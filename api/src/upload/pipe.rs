@@ -131,7 +131,7 @@ mod tests {
         let (verified, received) =
             futures_util::future::join(verify(body(chunks), length, sha256, Some(sink)), source.collect())
                 .await;
-        (verified, received.ok().map(|received| received.to_bytes()))
+        (verified, received.ok().map(http_body_util::Collected::to_bytes))
     }
 
     proptest! {
