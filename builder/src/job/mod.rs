@@ -7,6 +7,7 @@
 
 mod cargo;
 mod failure;
+mod manifests;
 mod package;
 mod source;
 mod unpack;
@@ -159,12 +160,14 @@ impl Work<'_> {
         let download = source::download(self.context, self.job, limits.source_bytes, &file);
         let bytes = self.bounded(download).await??;
         let (into, root, max_bytes) = (dir.path("source"), package.to_owned(), limits.unpacked_bytes);
+        let index = self.job.index.clone();
         let unpacked = blocking(move || {
             let file = std::io::BufReader::new(std::fs::File::open(file)?);
             let unpacked = unpack::unpack(file, &root, &into, max_bytes).map_err(Failure::from)?;
             if !into.join(&root).join("Cargo.toml").is_file() {
                 return Err(Failure::build("the crate file holds no Cargo.toml"));
             }
+            manifests::check(&into.join(&root), index.as_deref()).map_err(Failure::from)?;
             Ok(unpacked)
         });
         let unpacked = unpacked.await?;
@@ -284,6 +287,15 @@ impl From<unpack::Error> for Failure {
             unpack::Error::Disk(error) => error.into(),
             unpack::Error::TooLarge(_) | unpack::Error::TooMany => Self::output_too_large(error.to_string()),
             unpack::Error::Malformed(_) | unpack::Error::Hostile { .. } => Self::build(error.to_string()),
+        }
+    }
+}
+
+impl From<manifests::Error> for Failure {
+    fn from(error: manifests::Error) -> Self {
+        match error {
+            manifests::Error::Disk(error) => error.into(),
+            error => Self::build(error.to_string()),
         }
     }
 }

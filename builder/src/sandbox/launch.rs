@@ -56,6 +56,9 @@ const NETWORK_VARIABLES: [&str; 9] = [
 ];
 /// A sandbox's scratch memory (/tmp, /dev/shm, home) is at most this share of its memory.
 const SCRATCH_SHARE: u64 = 8;
+/// The kernel's own bound on processes is this many times the job's: whoever is over the job's is seen and told so, where
+/// the kernel's would only make forks fail. It does not bind root.
+const PROCESSES_SLACK: u32 = 2;
 /// Open files of one process: linkers of large programs want some thousands.
 const MAX_OPEN_FILES: u32 = 4_096;
 
@@ -78,7 +81,7 @@ pub(super) fn command(
         "--core=0".into(),
         format!("--fsize={}", limits.output_bytes).into(),
         format!("--nofile={MAX_OPEN_FILES}").into(),
-        format!("--nproc={}", limits.processes).into(),
+        format!("--nproc={}", limits.processes.saturating_mul(PROCESSES_SLACK)).into(),
         "--".into(),
     ]);
     command.args(phase.command.iter());

@@ -88,3 +88,15 @@ async fn a_tampered_one_is_refused() {
     run.assert_failed(FailureClass::Build, "dependencies cannot be resolved");
     assert!(run.log.contains("checksum"), "{}", run.log);
 }
+
+#[tokio::test]
+async fn a_manifest_that_sends_cargo_elsewhere_is_refused_before_cargo_runs() {
+    let mut lab = Lab::new().await;
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let manifest = manifest("helper") + &format!("[dependencies.evil]\ngit = \"http://{address}/evil\"\n");
+    let job = registry_job(&mut lab, &[("Cargo.toml", &manifest), ("src/main.rs", MAIN)]);
+    lab.run(job).await.assert_failed(FailureClass::Build, "\"evil\" is from a git repository");
+    listener.set_nonblocking(true).unwrap();
+    assert_eq!(listener.accept().unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+}
