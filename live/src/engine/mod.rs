@@ -2,6 +2,7 @@
 
 pub mod archive;
 pub mod feed;
+pub mod filter;
 pub mod frame;
 pub mod hub;
 pub mod position;

@@ -5,25 +5,24 @@
 //!        ^                        |
 //!        +---- fell behind -------+   (a replay may take longer than the queue lasts)
 //! ```
-//!
-//! A log that is followed may move to the archive at any moment. So after reading the stream, and whenever something
-//! is missing in it, the viewer looks whether the attempt is archived, and takes the rest from there by its offset.
+
+mod logs;
 
 use crate::{
     engine::{
         Engine, Source,
-        archive::{self, ArchivedLog, Wanted},
-        frame::{Frame, LogPart, Message},
+        archive::Wanted,
+        filter::cover,
+        frame::{Frame, Message},
         hub::{Delivery, Positions, Subscriber},
         log_job,
-        position::{LogCursor, Position, Verdict},
+        position::{Position, Verdict},
         replay::{self, Read, Replay},
     },
     metrics,
 };
-use cratemill_protocol::{Attempt, JobId, bus::LogBody, subjects, topic::Topic};
-use cratemill_service::backoff::Backoff;
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use cratemill_protocol::{JobId, subjects, topic::Topic};
+use std::{convert::Infallible, sync::Arc};
 use tokio::sync::mpsc;
 
 /// How often a viewer may fall behind while it replays: each time it has less to catch up with.
@@ -214,33 +213,6 @@ impl Viewer {
         Ok(())
     }
 
-    async fn catch_up_log(&mut self, job: JobId, until: u64) -> Result<(), End> {
-        let from = self.cursor(job).sequence;
-        let jetstream = &self.engine.bus.jetstream;
-        if from > until && from > replay::bounds_at_last(jetstream, Source::Logs).await.last {
-            // The stream began anew, or the viewer made its position up: the log from its start is right in any case.
-            self.position.logs.remove(&job);
-            self.reset(&[Topic::JobLog(job)], ResetReason::Unknown).await?;
-        }
-        self.settle(job, Wanted::UntilFirstOnBus).await?;
-        let from = self.cursor(job).sequence;
-        if from < until {
-            metrics::replay("logs");
-            let filter = subjects::log_of_job(job);
-            let mut replay = Replay::new(&self.engine.bus.jetstream, Source::Logs, filter, from, until);
-            while let Some(read) = replay.next().await {
-                if let Read::Message(stored) = read
-                    && let Some(frame) = Frame::decode(Source::Logs, stored.sequence, &stored.payload)
-                {
-                    self.deliver(Arc::new(frame)).await?;
-                }
-            }
-            // What was archived before the stream was read to its end was missing there.
-            self.settle(job, Wanted::UntilFirstOnBus).await?;
-        }
-        Ok(())
-    }
-
     async fn deliver(&mut self, frame: Arc<Frame>) -> Result<(), End> {
         match &frame.message {
             Message::Event(_) => {
@@ -264,73 +236,6 @@ impl Viewer {
         self.send(What::Frame(frame)).await
     }
 
-    /// Delivers what the archive has and this viewer has not.
-    async fn settle(&mut self, job: JobId, wanted: Wanted) -> Result<(), End> {
-        let cursor = self.cursor(job);
-        let mut backoff = backoff();
-        let logs = loop {
-            match self.engine.archive.find(job, &cursor, wanted).await {
-                Ok(logs) => break logs,
-                Err(error) => tracing::warn!(%job, %error, "cannot look for archived logs, trying again"),
-            }
-            self.pause(&mut backoff).await?;
-        };
-        for log in logs {
-            self.archived(job, &log).await?;
-        }
-        Ok(())
-    }
-
-    async fn archived(&mut self, job: JobId, log: &ArchivedLog) -> Result<(), End> {
-        metrics::replay("archive");
-        let mut backoff = backoff();
-        loop {
-            match self.read_archived(job, log).await? {
-                Ok(()) => break,
-                Err(archive::Error::Away(error)) => {
-                    tracing::warn!(%job, attempt = %log.attempt, %error, "cannot read an archived log, trying again");
-                }
-                Err(archive::Error::Lost(why)) => {
-                    tracing::error!(%job, attempt = %log.attempt, why, "an archived log is lost");
-                    self.reset(&[Topic::JobLog(job)], ResetReason::Lost).await?;
-                    break;
-                }
-            }
-            self.pause(&mut backoff).await?;
-        }
-        self.part(job, log.attempt, LogBody::End { state: log.state }).await
-    }
-
-    /// From where the cursor is to the end of the text.
-    async fn read_archived(
-        &mut self,
-        job: JobId,
-        log: &ArchivedLog,
-    ) -> Result<Result<(), archive::Error>, End> {
-        let cursor = self.cursor(job);
-        let offset = if cursor.attempt == log.attempt { cursor.offset } else { 0 };
-        let mut reader = match self.engine.archive.open(log, offset).await {
-            Ok(reader) => reader,
-            Err(error) => return Ok(Err(error)),
-        };
-        loop {
-            match reader.next().await {
-                Ok(Some(piece)) => {
-                    let body = LogBody::Text { offset: piece.offset, text: piece.text };
-                    self.part(job, log.attempt, body).await?;
-                }
-                Ok(None) => return Ok(Ok(())),
-                Err(error) => return Ok(Err(error)),
-            }
-        }
-    }
-
-    async fn part(&mut self, job: JobId, attempt: Attempt, body: LogBody) -> Result<(), End> {
-        let part = LogPart { job, attempt, body };
-        self.position.logs.entry(job).or_default().advance(0, &part);
-        self.send(What::Frame(Arc::new(Frame::new(0, Message::Log(part))))).await
-    }
-
     async fn reset(&mut self, topics: &[Topic], reason: ResetReason) -> Result<(), End> {
         for topic in topics {
             self.send(What::Reset { topic: topic.clone(), reason }).await?;
@@ -343,73 +248,7 @@ impl Viewer {
         self.items.send(item).await.map_err(|_| End::Gone)
     }
 
-    async fn pause(&self, backoff: &mut Backoff) -> Result<(), End> {
-        tokio::select! {
-            () = tokio::time::sleep(backoff.next_wait()) => Ok(()),
-            () = self.items.closed() => Err(End::Gone),
-        }
-    }
-
-    fn cursor(&self, job: JobId) -> LogCursor {
-        self.position.logs.get(&job).copied().unwrap_or_default()
-    }
-
     fn log_jobs(&self) -> Vec<JobId> {
         self.topics.iter().filter_map(log_job).collect()
-    }
-}
-
-/// A database or object store that comes back is used within five seconds.
-fn backoff() -> Backoff {
-    Backoff::new(Duration::from_millis(100), Duration::from_secs(5))
-}
-
-/// The narrowest filter that matches what any of these match.
-fn cover(filters: &[String]) -> Option<String> {
-    let (first, rest) = filters.split_first()?;
-    Some(rest.iter().fold(first.clone(), |cover, filter| cover_two(&cover, filter)))
-}
-
-fn cover_two(a: &str, b: &str) -> String {
-    let (mut left, mut right) = (a.split('.'), b.split('.'));
-    let mut tokens = Vec::new();
-    loop {
-        match (left.next(), right.next()) {
-            (None, None) => break,
-            (Some(a), Some(b)) if a != ">" && b != ">" => tokens.push(if a == b { a } else { "*" }),
-            (Some(_), Some(_)) => {
-                tokens.push(">");
-                break;
-            }
-            _ => {
-                // One ends here: its last token must be part of what `>` stands for.
-                tokens.pop();
-                tokens.push(">");
-                break;
-            }
-        }
-    }
-    tokens.join(".")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_cover_is_as_narrow_as_a_filter_can_be() {
-        for (topics, expected) in [
-            (vec!["queue"], "event.queue"),
-            (vec!["job.7", "job.8"], "event.job.*.*"),
-            (vec!["job.7", "builds"], "event.job.>"),
-            (vec!["crate.a", "crate.b"], "event.*.*.>"),
-            (vec!["builds", "builders"], "event.*.>"),
-            (vec!["builds", "queue"], "event.>"),
-        ] {
-            let filters: Vec<_> =
-                topics.iter().map(|topic| topic.parse::<Topic>().unwrap().source().1).collect();
-            assert_eq!(cover(&filters).unwrap(), expected, "{topics:?}");
-        }
-        assert_eq!(cover(&[]), None);
     }
 }
