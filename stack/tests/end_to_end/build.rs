@@ -193,7 +193,7 @@ async fn a_crate_that_nobody_watches_is_built_on_demand() {
     let scene = Scene::start(&[crates::hello_bin("1.0.0").unwrap()], Options::default()).await;
     let mut viewer = scene.viewer(&["builds"]).await;
     let job = scene.enqueue("hello-bin", "metadata").await;
-    assert_eq!((&job["state"], &job["priority"]), (&json!("queued"), &json!("on_demand")));
+    assert_eq!(job["priority"], "on_demand");
     let metadata = viewer.job_end("hello-bin", "metadata").await;
     assert_eq!((&metadata["state"], &metadata["job"]), (&json!("succeeded"), &job["id"]));
     let tarball = viewer.job_end("hello-bin", "tarball").await;
@@ -206,8 +206,8 @@ async fn a_crate_that_nobody_watches_is_built_on_demand() {
     assert_eq!(metadata["packages"][0]["name"], "hello-bin");
 
     let unknown = json!({"crate": "no-such-crate", "version": "latest", "kind": "metadata"});
-    let refused = scene.client.post("/api/v1/jobs", &unknown).await.unwrap_err().to_string();
-    assert!(format!("{refused:?}").contains("404") || refused.contains("no-such-crate"), "{refused}");
+    let refused = scene.client.post("/api/v1/jobs", &unknown).await.unwrap_err();
+    assert!(format!("{refused:#}").contains("404 Not Found"), "{refused:#}");
     scene.cluster.stop().await.unwrap();
 }
 

@@ -23,6 +23,10 @@ use tokio_tungstenite::{
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// The metadata of hello-bin 1.0.0, if it had one library: nothing follows from it.
+pub(super) const METADATA: &[u8] =
+    br#"{"packages":[{"name":"hello-bin","version":"1.0.0","targets":[{"kind":["lib"],"name":"x"}]}]}"#;
+
 pub(super) struct Peer {
     pub(super) socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
     encoding: Encoding,

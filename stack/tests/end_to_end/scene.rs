@@ -10,8 +10,8 @@ use cratemill_stack::{
 use serde_json::{Value, json};
 use std::time::Duration;
 
-/// From the beginning of both streams.
-pub(super) const START: &str = "0-0";
+/// From the beginning of the events.
+pub(super) const START: &str = "0";
 
 pub(super) struct Scene {
     pub(super) registry: Registry,

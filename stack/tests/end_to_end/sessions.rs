@@ -1,7 +1,7 @@
 //! Builders' sessions through the load balancer: a whole one in each subprotocol, and every refusal.
 
 use super::{
-    peer::{Peer, new_key, open, put, register},
+    peer::{METADATA, Peer, new_key, open, put, register},
     scene::{Scene, until},
 };
 use cratemill_protocol::{
@@ -36,10 +36,6 @@ const NO_BUILDER: Options = Options {
     slots: 1,
     env: Vec::new(),
 };
-
-/// A metadata document with one library: nothing follows from it.
-const METADATA: &[u8] =
-    br#"{"packages":[{"name":"hello-bin","version":"1.0.0","targets":[{"kind":["lib"],"name":"x"}]}]}"#;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn another_implementation_builds_in_either_subprotocol() {

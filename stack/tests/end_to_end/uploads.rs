@@ -1,14 +1,12 @@
 //! What a builder may put, and what becomes of an attempt whose files are not what it signed.
 
 use super::{
-    peer::{Peer, new_key, put, register},
+    peer::{METADATA as BYTES, Peer, new_key, put, register},
     scene::Scene,
 };
 use cratemill_protocol::{Sha256Hex, builder::Job, codec::Encoding};
 use cratemill_stack::{cluster::Options, fixtures::crates};
 use serde_json::json;
-
-const BYTES: &[u8] = br#"{"packages":[]}"#;
 
 async fn scene_with_job() -> (Scene, Peer, Job) {
     let options = Options { builder: 0, ..Options::default() };
