@@ -80,7 +80,7 @@ impl Dispatcher {
         tasks.spawn(outbox::run(pool.clone(), own.clone(), wakes.clone(), shutdown.clone()));
         tasks.spawn(logs::run(archive, wakes, shutdown.clone()));
         tasks.spawn(answer::run(own, refreshes, shutdown.clone()));
-        Self { pool, store, _nats: nats, peer: peer, api, admin, shutdown, tasks }
+        Self { pool, store, _nats: nats, peer, api, admin, shutdown, tasks }
     }
 
     /// Publishes as an API node does.
