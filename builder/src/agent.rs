@@ -124,11 +124,12 @@ impl Agent {
                 break result;
             }
         };
-        self.stop().await;
+        self.stop(matches!(result, Err(Error::Aborted))).await;
         result
     }
 
-    async fn stop(mut self) {
+    /// An early end hands running attempts back, so that they need not wait for their leases to run out.
+    async fn stop(mut self, early: bool) {
         for running in self.running.values() {
             running.cancel.cancel();
         }
@@ -138,7 +139,12 @@ impl Agent {
         if ended.is_err() {
             tracing::warn!("Some attempts did not end in time; their sandboxes die with this process");
         }
-        if let Link::Up { connection, .. } = self.link {
+        if let Link::Up { mut connection, .. } = self.link {
+            let goodbye =
+                ClientMessage::Goodbye { why: "the builder stops before its jobs have ended".into() };
+            if early && let Err(error) = connection.send(&goodbye).await {
+                tracing::debug!(%error, "No goodbye");
+            }
             connection.close().await;
         }
     }

@@ -3,7 +3,7 @@
 //! The real `cargo` and `rustc` of a sysroot, never rustup's proxies: those would obey a crate's `rust-toolchain.toml`.
 
 use anyhow::{Context, bail};
-use cratemill_protocol::Target;
+use cratemill_protocol::{Target, builder::MAX_TARGETS};
 use std::{
     path::{Path, PathBuf},
     process::Command,
@@ -44,6 +44,9 @@ impl Toolchain {
     pub fn targets(&self, wanted: &[Target]) -> anyhow::Result<Vec<Target>> {
         if wanted.is_empty() {
             return Ok(vec![self.host.clone()]);
+        }
+        if wanted.len() > MAX_TARGETS {
+            bail!("a builder offers at most {MAX_TARGETS} targets");
         }
         for target in wanted {
             if !self.sysroot.join("lib/rustlib").join(&**target).join("lib").is_dir() {

@@ -180,6 +180,7 @@ async fn an_abort_leaves_no_process_and_no_folder() {
         }
     }
     builder.signals.send(Signal::Abort).await.unwrap();
+    while !matches!(line.receive().await, ClientMessage::Goodbye { .. }) {}
     assert!(builder.ended().await.unwrap_err().to_string().contains("stopped before"));
     let left = std::fs::read_dir(peer.folder.path().join("work/jobs")).unwrap().count();
     assert_eq!(left, 0);
