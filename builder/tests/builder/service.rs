@@ -88,6 +88,11 @@ async fn write(
     if let Some(status) = store.upload_answers.pop_front() {
         return status;
     }
+    // Streamed, but not chunked: a server refuses what is too large before it comes.
+    let length = headers.get("content-length").and_then(|value| value.to_str().ok());
+    if length != Some(&body.len().to_string()) {
+        return StatusCode::LENGTH_REQUIRED;
+    }
     let said = headers.get("x-sha256").and_then(|value| value.to_str().ok());
     if said != Some(&Sha256Hex::of(&body).to_string()) {
         return StatusCode::UNPROCESSABLE_ENTITY;
