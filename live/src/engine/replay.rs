@@ -8,6 +8,7 @@ use anyhow::{Context as _, bail};
 use async_nats::jetstream::{
     self,
     consumer::{AckPolicy, DeliverPolicy, PullConsumer, pull},
+    stream::RawMessageErrorKind,
 };
 use bytes::Bytes;
 use cratemill_service::backoff::Backoff;
@@ -136,7 +137,27 @@ impl Replay {
             self.open = Some(self.reopen().await?);
         }
         let Some(open) = &mut self.open else { return Ok(None) };
-        Ok(open.next().await?.map(Read::Message))
+        if let Some(stored) = open.next().await? {
+            return Ok(Some(Read::Message(stored)));
+        }
+        self.check_end().await?;
+        Ok(None)
+    }
+
+    /// A consumer's count of what is pending is an estimate while messages arrive; the stream itself knows.
+    async fn check_end(&self) -> anyhow::Result<()> {
+        let next = async {
+            let stream = self.jetstream.get_stream_no_info(self.source.stream()).await?;
+            match stream.get_first_raw_message_by_subject(&self.filter, self.next).await {
+                Ok(message) => anyhow::Ok(Some(message.sequence)),
+                Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Ok(None),
+                Err(error) => Err(error.into()),
+            }
+        };
+        match tokio::time::timeout(PATIENCE, next).await.context("no answer about what follows")?? {
+            Some(sequence) if sequence <= self.to => bail!("the consumer has left out message {sequence}"),
+            _ => Ok(()),
+        }
     }
 
     async fn reopen(&self) -> anyhow::Result<Open> {

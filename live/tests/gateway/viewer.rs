@@ -62,10 +62,11 @@ impl Viewer {
         }
     }
 
-    /// The next event; none when the server closed.
+    /// The next event; none when the server closed. Signs of life do not make the wait longer.
     pub(crate) async fn next(&mut self) -> Option<Event> {
+        let deadline = tokio::time::Instant::now() + PATIENCE;
         loop {
-            match tokio::time::timeout(PATIENCE, self.block()).await.expect("an event in time")? {
+            match tokio::time::timeout_at(deadline, self.block()).await.expect("an event in time")? {
                 Block::Event(event) => return Some(event),
                 Block::Id | Block::Other => {}
             }
