@@ -172,7 +172,7 @@ impl Cluster {
         Client::new(&self.lb_url(), &self.admin_token)
     }
 
-    /// The file with the public key of builder `number`, from 1, is for whoever checks a signature by hand.
+    /// The key of builder `number`, from 1.
     pub fn builder_key(&self, number: usize) -> Option<&Key> {
         self.keys.get(number.checked_sub(1)?)
     }
