@@ -22,12 +22,14 @@ mod registry;
 pub mod routes;
 mod schema;
 mod socket;
+mod source;
 mod state;
 mod upload;
 mod views;
 
 pub use config::Config;
 pub use downloads::Counts;
+pub use source::Sources;
 pub use state::App;
 
 use anyhow::Context as _;
@@ -42,7 +44,7 @@ pub async fn run(config: Config, context: Context) -> anyhow::Result<()> {
     tracing::info!(node = config.node, public_url = %config.public_url, "an API node");
     let pool = cratemill_store::connect(&config.database.database_url, "cratemill-api");
     let bus = Bus::connect(&config.nats.nats_url, "api").await?;
-    let app = App::new(config, pool, bus);
+    let app = App::new(config, pool, bus)?;
 
     let schema = schema::migrate(&context, &app.pool);
     require(&app, &context, schema);

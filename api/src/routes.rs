@@ -1,7 +1,7 @@
 //! All routes of the node, and what every request passes through: an id, a log line, a net for panics.
 
 use crate::{
-    App, builders, crates, download, jobs, log, observe, openapi::Document, problem::Problem, upload,
+    App, builders, crates, download, jobs, log, observe, openapi::Document, problem::Problem, source, upload,
 };
 use axum::{
     Router,
@@ -23,6 +23,7 @@ pub fn api() -> (Router<App>, utoipa::openapi::OpenApi) {
         .merge(builders::router())
         .merge(log::router())
         .merge(download::router())
+        .merge(source::router())
         .merge(upload::router())
         .split_for_parts()
 }

@@ -1,6 +1,6 @@
 //! What every handler of the node shares. Nothing in it outlives a request except connections and counts on their way.
 
-use crate::{auth::AdminToken, config::Config, downloads::Counts};
+use crate::{auth::AdminToken, config::Config, downloads::Counts, source::Sources};
 use cratemill_protocol::token::Signer;
 use cratemill_service::bus::Bus;
 use cratemill_store::{PgPool, objects::Objects};
@@ -16,21 +16,23 @@ pub struct App {
     pub signer: Signer,
     pub(crate) admin: AdminToken,
     pub counts: Counts,
+    pub sources: Sources,
     /// Work that goes on when its client is gone: cleaning up after it.
     pub tasks: TaskTracker,
 }
 
 impl App {
-    pub fn new(config: Config, pool: PgPool, bus: Bus) -> Self {
-        Self {
+    pub fn new(config: Config, pool: PgPool, bus: Bus) -> anyhow::Result<Self> {
+        Ok(Self {
             objects: Objects::new(&config.objects),
             signer: Signer::new(config.token_secret.as_bytes()),
             admin: AdminToken::new(&config.admin_token),
             counts: Counts::new(&config.node, cratemill_service::clock::now_ms()),
+            sources: Sources::new(&config)?,
             tasks: TaskTracker::new(),
             config: Arc::new(config),
             pool,
             bus,
-        }
+        })
     }
 }

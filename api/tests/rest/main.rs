@@ -10,5 +10,6 @@ mod downloads;
 mod hostile;
 mod jobs;
 mod logs;
+mod sources;
 mod support;
 mod uploads;

@@ -135,14 +135,18 @@ impl Node {
             !more.iter().any(|other| other.split('=').next() == Some(name))
         });
         let config = Config::try_parse_from(kept.chain(flags)).unwrap();
-        let app = App::new(config, pool, bus);
+        let app = App::new(config, pool, bus).unwrap();
         Self { router: routes::router(app.clone(), Router::new()).unwrap(), app }
     }
 
     /// With nothing but the database: bus and object store are away.
     pub(crate) async fn alone(pool: PgPool) -> Self {
+        Self::alone_with(pool, &[]).await
+    }
+
+    pub(crate) async fn alone_with(pool: PgPool, more: &[&str]) -> Self {
         let bus = Bus::connect(&format!("nats://{NOWHERE}").parse().unwrap(), "api").await.unwrap();
-        Self::new(pool, bus, &[])
+        Self::new(pool, bus, more)
     }
 
     pub(crate) fn router(&self) -> Router {
@@ -298,8 +302,12 @@ async fn publish(node: &Node, held: &Held, krate: &str, version: &str, key_id: i
     let name = tarball_name(krate, version);
     let object = format!("artifacts/{}/{}/{name}", held.id, held.attempt);
     node.app.objects.put(&object, Bytes::copy_from_slice(bytes), "application/gzip").await.unwrap();
-    let upload =
-        Upload { name: name.clone(), size: bytes.len() as i64, sha256: Sha256Hex::of(bytes), object };
+    let upload = Upload {
+        name: name.clone(),
+        size: i64::try_from(bytes.len()).unwrap(),
+        sha256: Sha256Hex::of(bytes),
+        object,
+    };
     let manifest = Manifest {
         krate: krate.parse().unwrap(),
         version: version.into(),
