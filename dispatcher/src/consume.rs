@@ -1,11 +1,16 @@
 //! Work that many processes take from one durable consumer: taken with a bound, acknowledged when it is done.
 
 use crate::outage::{Outage, pause};
-use async_nats::jetstream::{AckKind, Message};
+use async_nats::jetstream::{AckKind, Message, consumer::pull};
 use cratemill_service::{bus::Bus, streams};
-use futures_util::{StreamExt, future::ready};
+use futures_util::{FutureExt, StreamExt, future::ready};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
+
+/// One pull at most, so that one that got lost is soon made again.
+const PULL: Duration = Duration::from_secs(15);
+/// A bus that says nothing for twice as long has forgotten the pull.
+const HEARTBEAT: Duration = Duration::from_secs(3);
 
 /// A durable consumer of a stream, and how it is worked off.
 #[derive(Debug, Clone, Copy)]
@@ -44,21 +49,27 @@ where
         else {
             return Ok(());
         };
-        let stream = consumer.stream().max_messages_per_batch(work.concurrency).messages().await;
+        let stream = consumer
+            .stream()
+            .max_messages_per_batch(work.concurrency)
+            .heartbeat(HEARTBEAT)
+            .expires(PULL)
+            .messages()
+            .await;
         let failure = match stream {
-            Ok(messages) => {
+            Ok(mut messages) => {
                 outage.over();
                 let mut failure = None;
                 let failed = &mut failure;
                 // Ends at the first error instead of dropping what is in hand, and is made anew.
-                let messages = messages.take_until(shutdown.cancelled()).scan((), move |(), message| {
+                let good = (&mut messages).take_until(shutdown.cancelled()).scan((), move |(), message| {
                     ready(message.map_err(|error| *failed = Some(error.to_string())).ok())
                 });
-                messages
-                    .for_each_concurrent(work.concurrency, async |message| {
-                        settle(handle(message).await).await;
-                    })
-                    .await;
+                good.for_each_concurrent(work.concurrency, async |message| {
+                    settle(handle(message).await).await;
+                })
+                .await;
+                hand_back(messages).await;
                 failure
             }
             Err(error) => Some(error.to_string()),
@@ -68,6 +79,13 @@ where
         }
     }
     Ok(())
+}
+
+/// Messages that were taken and not begun: another process gets them now, and not after their deadline.
+async fn hand_back(mut messages: pull::Stream) {
+    while let Some(Some(Ok(message))) = messages.next().now_or_never() {
+        settle((message, Handled::Later(Duration::ZERO))).await;
+    }
 }
 
 /// An acknowledgement that is lost means that the message comes again, which changes nothing.

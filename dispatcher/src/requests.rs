@@ -18,7 +18,7 @@ const WORK: Work = Work {
     stream: subjects::BUILD_STREAM,
     consumer: subjects::REQUESTS_CONSUMER,
     filter: subjects::BUILD_REQUESTS,
-    ack_wait: Duration::from_secs(30),
+    ack_wait: Duration::from_secs(10),
     concurrency: 32,
 };
 /// A database that is away comes back within seconds, or a builder's wait does not matter.

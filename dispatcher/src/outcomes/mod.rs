@@ -29,8 +29,9 @@ const WORK: Work = Work {
     stream: subjects::BUILD_STREAM,
     consumer: subjects::OUTCOMES_CONSUMER,
     filter: subjects::BUILD_OUTCOMES,
-    // Covers the object store's own retries while a metadata document is read.
-    ack_wait: Duration::from_mins(2),
+    // Shorter than a lease: what a dispatcher had in hand when it was killed is handled before the rescue takes the job.
+    // Where the object store is slower, the outcome is handled twice, and the second time changes nothing.
+    ack_wait: Duration::from_secs(20),
     concurrency: 8,
 };
 /// Something is away: it is back within seconds, or minutes in which the outcome waits on the bus.

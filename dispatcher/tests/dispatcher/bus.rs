@@ -36,7 +36,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 struct Dispatcher {
     pool: PgPool,
     store: Store,
-    _nats: Nats,
+    nats: Nats,
     peer: Peer,
     /// As an API node.
     api: Bus,
@@ -80,12 +80,26 @@ impl Dispatcher {
         tasks.spawn(outbox::run(pool.clone(), own.clone(), wakes.clone(), shutdown.clone()));
         tasks.spawn(logs::run(archive, wakes, shutdown.clone()));
         tasks.spawn(answer::run(own, refreshes, shutdown.clone()));
-        Self { pool, store, _nats: nats, peer, api, admin, shutdown, tasks }
+        Self { pool, store, nats, peer, api, admin, shutdown, tasks }
     }
 
     /// Publishes as an API node does.
     async fn publish(&self, subject: &str, id: &str, message: Vec<u8>) {
         self.api.store(subject, id, message.into(), PATIENCE).await.unwrap();
+    }
+
+    /// As the builder's node, on its behalf: it waits for one job.
+    async fn ask(&self, builder: &Builder, serial: u64) {
+        let request = BuildRequest {
+            builder: builder.id,
+            connection: builder.connection.clone(),
+            node: NODE.into(),
+            targets: Vec::new(),
+            slots: 1,
+            serial,
+        };
+        let (subject, id) = (subjects::build_request(builder.id), format!("request-{serial}"));
+        self.publish(&subject, &id, bus::encode(&request)).await;
     }
 
     /// Everything drains.
@@ -121,15 +135,7 @@ async fn a_job_goes_over_the_bus(pool: PgPool) {
     // What cannot be read is dropped, and holds nothing up.
     dispatcher.publish("build.request.1", "poison", b"x".to_vec()).await;
     dispatcher.publish("build.outcome.1", "poison-2", b"x".to_vec()).await;
-    let request = BuildRequest {
-        builder: builder.id,
-        connection: builder.connection.clone(),
-        node: NODE.into(),
-        targets: Vec::new(),
-        slots: 1,
-        serial: 1,
-    };
-    dispatcher.publish(&subjects::build_request(builder.id), "request", bus::encode(&request)).await;
+    dispatcher.ask(&builder, 1).await;
     let mut tx = pool.begin().await.unwrap();
     let version = version(&mut tx).await;
     let id = queue::enqueue(&mut tx, &new_job(version, Kind::Tarball, LINUX)).await.unwrap().id();
@@ -234,5 +240,25 @@ async fn a_crate_is_looked_at_on_request(pool: PgPool) {
     dispatcher.peer.status("br/ok/broken", 500);
     let answer = timeout(PATIENCE, ask("broken")).await.unwrap();
     assert!(matches!(answer, RefreshReply::Unavailable { .. }), "{answer:?}");
+    dispatcher.stop().await;
+}
+
+/// The bus is killed and comes back: nothing of this process has to be started again.
+#[sqlx::test(migrations = "../migrations")]
+async fn a_dispatcher_outlives_its_bus(pool: PgPool) {
+    let mut dispatcher = Dispatcher::start(pool.clone()).await;
+    let mut conn = pool.acquire().await.unwrap();
+    let builder = Builder::connect(&mut conn, 1).await;
+    let mut node = dispatcher.api.client.subscribe(subjects::node(NODE)).await.unwrap();
+    dispatcher.api.client.flush().await.unwrap();
+    dispatcher.nats.kill9().await.unwrap();
+    // Queued while the bus is away: assigned when it is back.
+    let version = version(&mut conn).await;
+    let id = queue::enqueue(&mut conn, &new_job(version, Kind::Tarball, LINUX)).await.unwrap().id();
+    dispatcher.nats.restart().await.unwrap();
+    dispatcher.ask(&builder, 1).await;
+    let message = timeout(PATIENCE, node.next()).await.unwrap().unwrap();
+    let assigned: NodeMessage = bus::decode(&message.payload).unwrap();
+    assert!(matches!(assigned, NodeMessage::Assign { job, .. } if job.id == id));
     dispatcher.stop().await;
 }
