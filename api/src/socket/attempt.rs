@@ -5,7 +5,8 @@
 
 use super::{
     Sockets, database,
-    session::{Input, MAX_UNACKED_EVENTS, Work},
+    effects::{Input, Work},
+    ready::MAX_UNACKED_EVENTS,
 };
 use cratemill_protocol::{
     BuilderId,
@@ -18,7 +19,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::sync::mpsc;
 
 /// How long to go on trying to store one message; then the builder is sent away and resends.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 /// The window of events, the acceptance and the outcome.
 const QUEUE: usize = MAX_UNACKED_EVENTS as usize + 2;
 

@@ -3,8 +3,10 @@
 use super::{
     Handle, INPUTS, Sockets,
     attempt::{self, Attempt},
-    database, inbox,
-    session::{Effect, Input, Session, Work},
+    database,
+    effects::{Effect, Input, Work},
+    inbox,
+    session::Session,
 };
 use axum::extract::ws::{CloseFrame, Message, WebSocket};
 use cratemill_protocol::{
@@ -138,7 +140,7 @@ impl Connection {
                 self.ask(slots);
                 Ok(())
             }
-            Effect::Work(job, work) => self.work(job, work).await,
+            Effect::Work(job, work) => self.work(job, work),
             Effect::Renew(jobs) => {
                 if let Some((builder, _)) = self.builder {
                     let sockets = self.sockets.clone();
@@ -205,7 +207,7 @@ impl Connection {
         }
     }
 
-    async fn work(&mut self, job: JobRef, work: Work) -> Result<(), &'static str> {
+    fn work(&mut self, job: JobRef, work: Work) -> Result<(), &'static str> {
         let Some((builder, _)) = self.builder else { return Err("not logged in") };
         let last = matches!(work, Work::Outcome(_));
         let attempt = self

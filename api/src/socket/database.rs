@@ -1,6 +1,6 @@
 //! What a builder's session reads from and writes to Postgres, and how much of a log the bus has.
 
-use super::{Sockets, session::Input};
+use super::{Sockets, effects::Input};
 use anyhow::Context as _;
 use cratemill_protocol::{
     Attempt, BuilderId, JobId, Stage, Target,

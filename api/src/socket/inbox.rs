@@ -1,6 +1,6 @@
 //! What the bus says to this node: jobs for its builders, cancels, and builders that must go.
 
-use super::{Sockets, attempt, database, session::Input};
+use super::{Sockets, attempt, database, effects::Input, ready::handed_back};
 use cratemill_protocol::{
     BuilderId, FailureClass,
     builder::{Job, JobRef},
@@ -157,7 +157,7 @@ pub(super) fn hand_back(sockets: &Arc<Sockets>, builder: BuilderId, job: JobRef)
     let tasks = sockets.tasks.clone();
     tasks.spawn(async move {
         let message = "the builder left before the job reached it".to_owned();
-        let response = super::session::handed_back(job, FailureClass::Infrastructure, message, 0);
+        let response = handed_back(job, FailureClass::Infrastructure, message, 0);
         if let Err(error) = attempt::store_outcome(&sockets, builder, response).await {
             // Its lease runs out instead.
             tracing::warn!(job = %job.job, error = format!("{error:#}"), "cannot hand a job back");

@@ -1,13 +1,15 @@
 //! Builders' WebSockets: the login, and what goes between a builder and the bus.
 //!
-//! [`session`] decides, [`connection`] does the I/O of one socket, [`attempt`] keeps the order of one attempt's
+//! [`session`] and [`ready`] decide, [`connection`] does the I/O of one socket, [`attempt`] keeps the order of one attempt's
 //! messages, [`inbox`] brings what the bus says to this node.
 
 mod attempt;
 mod bucket;
 mod connection;
 mod database;
+mod effects;
 mod inbox;
+mod ready;
 mod session;
 
 #[cfg(test)]
@@ -29,7 +31,8 @@ use cratemill_protocol::{
 };
 use cratemill_service::bus::Bus;
 use cratemill_store::PgPool;
-use session::{Config, Input};
+use effects::Input;
+use session::Config;
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},

@@ -1,6 +1,10 @@
 //! The session's core, driven without a socket: every refusal, and the order and window of events.
 
-use super::session::{Config, Effect, Input, MAX_UNACKED_EVENTS, Session, Work};
+use super::{
+    effects::{Effect, Input, Work},
+    ready::MAX_UNACKED_EVENTS,
+    session::{Config, Session},
+};
 use cratemill_protocol::{
     Attempt, BuilderId, CrateName, Features, JobId, Kind, Limits, Outcome, Sha256Hex, Stage, Target,
     builder::*, job::Timings, token::Token,

@@ -1,0 +1,98 @@
+//! What a session hears and what it leads to.
+
+use cratemill_protocol::{
+    BuilderId, Target,
+    builder::{
+        ClientMessage, CloseReason, Job, JobEvent, JobRef, JobResponse, Resume, Resumed, ServerMessage,
+    },
+    token::Token,
+};
+use cratemill_store::builders::Login;
+
+#[derive(Debug)]
+pub(super) enum Input {
+    Message(ClientMessage),
+    /// The frame could not be read as a message.
+    Malformed(String),
+    FrameTooLarge,
+    Key(Option<Login>),
+    /// The session is recorded; the answers to the builder's resumes, and how much of each log is stored.
+    Opened(Vec<Resumed>),
+    Assigned(Box<Job>),
+    /// Everything up to `seq` of the attempt is on the bus.
+    Stored {
+        job: JobRef,
+        seq: u64,
+    },
+    OutcomeStored(JobRef),
+    /// The attempts of a heartbeat that are still the builder's, each with a fresh token.
+    Renewed {
+        held: Vec<(JobRef, Token)>,
+        lost: Vec<JobRef>,
+    },
+    LeaseLost(JobRef),
+    Cancel {
+        job: JobRef,
+        grace_s: u32,
+    },
+    Disabled,
+    Superseded,
+    Drain,
+    /// This node goes away.
+    Shutdown,
+    /// Something of ours failed: the builder is to come back.
+    Failed(String),
+    Tick,
+}
+
+#[derive(Debug, PartialEq)]
+pub(super) enum Effect {
+    Send(ServerMessage),
+    /// Look the fingerprint up, answer with [`Input::Key`].
+    FindKey(String),
+    /// Record the session, answer with [`Input::Opened`].
+    Open {
+        builder: BuilderId,
+        name: String,
+        targets: Vec<Target>,
+        resume: Vec<Resume>,
+    },
+    /// Tell the dispatchers how many jobs the builder waits for.
+    Ask {
+        slots: u16,
+    },
+    /// In the order of the attempt: accept, events, outcome.
+    Work(JobRef, Work),
+    Renew(Vec<JobRef>),
+    /// The last effect of a session.
+    Close {
+        reason: CloseReason,
+        message: String,
+    },
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Work {
+    Accept,
+    Event(JobEvent),
+    Outcome(Box<JobResponse>),
+}
+
+pub(super) fn close(reason: CloseReason, message: impl Into<String>) -> Vec<Effect> {
+    vec![Effect::Close { reason, message: message.into() }]
+}
+
+/// A message's name on the wire.
+pub(super) fn name_of(message: &ClientMessage) -> &'static str {
+    match message {
+        ClientMessage::Hello(_) => "hello",
+        ClientMessage::ChallengeResponse(_) => "challenge_response",
+        ClientMessage::JobRequest { .. } => "job_request",
+        ClientMessage::JobAccepted(_) => "job_accepted",
+        ClientMessage::JobRejected { .. } => "job_rejected",
+        ClientMessage::JobEvent(_) => "job_event",
+        ClientMessage::JobResponse(_) => "job_response",
+        ClientMessage::Heartbeat(_) => "heartbeat",
+        ClientMessage::Goodbye { .. } => "goodbye",
+    }
+}

@@ -1,0 +1,240 @@
+//! A builder that is logged in: its attempts, their events and their ends. Pure, like the session it is part of.
+
+use super::effects::{Effect, Input, Work, close, name_of};
+use cratemill_protocol::{
+    FailureClass, Outcome,
+    builder::{
+        CancelReason, ClientMessage, CloseReason, Event, Heartbeat, JobEvent, JobRef, JobResponse,
+        MAX_LOG_CHUNK_BYTES, MAX_MANIFEST_BYTES, MAX_SLOTS, Resumed, ServerMessage,
+    },
+    job::Timings,
+    token::Token,
+};
+use std::collections::HashMap;
+
+/// Events of one attempt that may be under way; a builder that sends more does not wait for acknowledgements.
+pub(super) const MAX_UNACKED_EVENTS: u32 = 256;
+/// Ten times the default log limit of a job: a bound against a builder that enforces none.
+const MAX_LOG_BYTES: u64 = 160 << 20;
+/// A builder works on no more jobs than it has slots.
+const MAX_RUNNING: usize = MAX_SLOTS as usize;
+
+#[derive(Debug)]
+pub(super) struct Ready {
+    attempts: HashMap<JobRef, Progress>,
+    draining: bool,
+    lease_s: u32,
+}
+
+/// How far an attempt is.
+#[derive(Debug)]
+struct Progress {
+    /// The newest event received.
+    received: u64,
+    /// The newest event stored.
+    stored: u64,
+    ended: bool,
+}
+
+impl Ready {
+    /// Starts with what the builder resumes.
+    pub(super) fn new(resumed: &[Resumed], draining: bool, lease_s: u32) -> Self {
+        let attempts = resumed.iter().filter_map(|answer| match answer {
+            Resumed::Continue { job, attempt, next_seq, .. } => {
+                let stored = next_seq.saturating_sub(1);
+                Some((
+                    JobRef { job: *job, attempt: *attempt },
+                    Progress { received: stored, stored, ended: false },
+                ))
+            }
+            Resumed::Lost { .. } => None,
+        });
+        Self { attempts: attempts.collect(), draining, lease_s }
+    }
+
+    pub(super) fn message(&mut self, message: ClientMessage) -> Vec<Effect> {
+        match message {
+            ClientMessage::JobRequest { slots } if slots <= MAX_SLOTS => {
+                vec![Effect::Ask { slots: if self.draining { 0 } else { slots } }]
+            }
+            ClientMessage::JobRequest { .. } => {
+                close(CloseReason::Protocol, "more slots than a builder may have")
+            }
+            ClientMessage::JobAccepted(job) => self.work(job, Work::Accept),
+            ClientMessage::JobRejected { job, attempt, why } => {
+                let why = format!("the builder rejected the job: {}", short(&why));
+                self.hand_back(JobRef { job, attempt }, FailureClass::Infrastructure, why)
+            }
+            ClientMessage::JobEvent(event) => self.event(event),
+            ClientMessage::JobResponse(response) => self.response(response),
+            ClientMessage::Heartbeat(heartbeat) => self.heartbeat(heartbeat),
+            ClientMessage::Goodbye { why } => self.goodbye(&why),
+            message @ (ClientMessage::Hello(_) | ClientMessage::ChallengeResponse(_)) => {
+                close(CloseReason::Protocol, format!("{} is not expected now", name_of(&message)))
+            }
+        }
+    }
+
+    fn event(&mut self, event: JobEvent) -> Vec<Effect> {
+        let job = JobRef { job: event.job, attempt: event.attempt };
+        let Some(progress) = self.attempts.get_mut(&job) else { return vec![lease_lost(job)] };
+        if event.seq <= progress.received {
+            // A repeat: what is stored is acknowledged again, what is under way will be.
+            return vec![event_ack(job, progress.stored)];
+        }
+        if event.seq != progress.received + 1 || progress.ended {
+            return close(
+                CloseReason::Protocol,
+                "events are numbered from 1 without gaps and end with the response",
+            );
+        }
+        if let Event::Log { offset, text } = &event.event
+            && (text.len() > MAX_LOG_CHUNK_BYTES || offset.saturating_add(text.len() as u64) > MAX_LOG_BYTES)
+        {
+            return close(CloseReason::Protocol, "the log is beyond the limits of the protocol");
+        }
+        if progress.received - progress.stored >= u64::from(MAX_UNACKED_EVENTS) {
+            return close(CloseReason::Flood, "too many events that are not acknowledged");
+        }
+        progress.received = event.seq;
+        vec![Effect::Work(job, Work::Event(event))]
+    }
+
+    fn response(&mut self, response: JobResponse) -> Vec<Effect> {
+        let job = JobRef { job: response.job, attempt: response.attempt };
+        let Some(progress) = self.attempts.get_mut(&job) else { return vec![lease_lost(job)] };
+        if progress.ended {
+            return Vec::new();
+        }
+        if response.last_seq != progress.received {
+            return close(CloseReason::Protocol, "the response comes before the attempt's last event");
+        }
+        let text = response.manifest.as_ref().map_or(0, String::len)
+            + response.signature.as_ref().map_or(0, String::len);
+        if text > MAX_MANIFEST_BYTES {
+            return close(CloseReason::Protocol, "the manifest is beyond the limits of the protocol");
+        }
+        progress.ended = true;
+        vec![Effect::Work(job, Work::Outcome(Box::new(response)))]
+    }
+
+    fn heartbeat(&mut self, heartbeat: Heartbeat) -> Vec<Effect> {
+        if heartbeat.running.len() > MAX_RUNNING {
+            return close(CloseReason::Protocol, "more running jobs than a builder may have");
+        }
+        let (held, gone): (Vec<_>, Vec<_>) =
+            heartbeat.running.into_iter().partition(|job| self.attempts.contains_key(job));
+        let mut effects: Vec<_> = gone.into_iter().map(lease_lost).collect();
+        if !held.is_empty() {
+            effects.push(Effect::Renew(held));
+        }
+        effects
+    }
+
+    fn goodbye(&mut self, why: &str) -> Vec<Effect> {
+        let message = format!("the builder left: {}", short(why));
+        let open: Vec<_> = self.attempts.iter().filter(|(_, p)| !p.ended).map(|(job, _)| *job).collect();
+        let mut effects: Vec<_> = open
+            .into_iter()
+            .flat_map(|job| self.hand_back(job, FailureClass::Lost, message.clone()))
+            .collect();
+        effects.extend(close(CloseReason::Draining, "goodbye"));
+        effects
+    }
+
+    fn work(&mut self, job: JobRef, work: Work) -> Vec<Effect> {
+        if self.attempts.contains_key(&job) { vec![Effect::Work(job, work)] } else { vec![lease_lost(job)] }
+    }
+
+    /// Ends an attempt in the builder's name, so that the job goes back to the queue at once.
+    fn hand_back(&mut self, job: JobRef, class: FailureClass, message: String) -> Vec<Effect> {
+        let Some(progress) = self.attempts.get_mut(&job) else { return Vec::new() };
+        if std::mem::replace(&mut progress.ended, true) {
+            return Vec::new();
+        }
+        let last_seq = progress.received;
+        vec![Effect::Work(job, Work::Outcome(Box::new(handed_back(job, class, message, last_seq))))]
+    }
+
+    pub(super) fn answer(&mut self, input: Input) -> Vec<Effect> {
+        match input {
+            Input::Assigned(job) => {
+                let of = JobRef { job: job.id, attempt: job.attempt };
+                self.attempts.insert(of, Progress { received: 0, stored: 0, ended: false });
+                vec![Effect::Send(ServerMessage::Jobs { jobs: vec![*job] })]
+            }
+            Input::Stored { job, seq } => {
+                let Some(progress) = self.attempts.get_mut(&job) else { return Vec::new() };
+                progress.stored = progress.stored.max(seq);
+                vec![event_ack(job, progress.stored)]
+            }
+            Input::OutcomeStored(job) => {
+                self.attempts.remove(&job);
+                vec![Effect::Send(ServerMessage::JobDone(job))]
+            }
+            Input::Renewed { held, lost } => self.renewed(held, lost),
+            Input::LeaseLost(job) => {
+                self.attempts.remove(&job);
+                vec![lease_lost(job)]
+            }
+            Input::Cancel { job, grace_s } if self.attempts.contains_key(&job) => {
+                vec![Effect::Send(ServerMessage::Cancel {
+                    job: job.job,
+                    attempt: job.attempt,
+                    grace_s,
+                    why: CancelReason::Cancelled,
+                })]
+            }
+            Input::Drain => {
+                self.draining = true;
+                vec![Effect::Ask { slots: 0 }, Effect::Send(ServerMessage::Drain)]
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    fn renewed(&mut self, held: Vec<(JobRef, Token)>, lost: Vec<JobRef>) -> Vec<Effect> {
+        let mut effects = Vec::with_capacity(held.len() + lost.len());
+        for (job, token) in held {
+            if self.attempts.contains_key(&job) {
+                effects.push(Effect::Send(ServerMessage::LeaseRenewed {
+                    job: job.job,
+                    attempt: job.attempt,
+                    lease_s: self.lease_s,
+                    token,
+                }));
+            }
+        }
+        for job in lost {
+            // One whose outcome is under way may be finished already: that is no loss.
+            if self.attempts.get(&job).is_some_and(|progress| !progress.ended) {
+                self.attempts.remove(&job);
+                effects.push(lease_lost(job));
+            }
+        }
+        effects
+    }
+}
+
+/// The outcome of an attempt that nobody builds any more.
+pub(super) fn handed_back(job: JobRef, class: FailureClass, message: String, last_seq: u64) -> JobResponse {
+    let outcome = Outcome::Failed { class, message, stage: None, timings: Timings::default() };
+    JobResponse { job: job.job, attempt: job.attempt, outcome, last_seq, manifest: None, signature: None }
+}
+
+fn lease_lost(job: JobRef) -> Effect {
+    Effect::Send(ServerMessage::Cancel {
+        job: job.job,
+        attempt: job.attempt,
+        grace_s: 0,
+        why: CancelReason::LeaseLost,
+    })
+}
+
+fn event_ack(job: JobRef, seq: u64) -> Effect {
+    Effect::Send(ServerMessage::EventAck { job: job.job, attempt: job.attempt, seq })
+}
+
+fn short(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(200).collect()
+}
