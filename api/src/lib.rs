@@ -34,6 +34,7 @@ pub use state::App;
 
 use anyhow::Context as _;
 use cratemill_service::{Context, bus::Bus, http};
+use cratemill_store::objects;
 use socket::Sockets;
 use tokio_util::sync::CancellationToken;
 
@@ -79,6 +80,15 @@ fn require(app: &App, context: &Context, schema: schema::Ready) {
     let objects = app.objects.clone();
     context.health.require("object store", move || {
         let objects = objects.clone();
-        async move { objects.check().await.map_err(|error| error.to_string()) }
+        async move { objects.check().await.map_err(|error| why(&error)) }
     });
+}
+
+/// For a probe, whoever sends it; the log has the rest.
+fn why(error: &objects::Error) -> String {
+    tracing::debug!(%error, "the object store is not ready");
+    match error {
+        objects::Error::NotFound(_) => "the bucket does not exist".into(),
+        objects::Error::Range | objects::Error::Unavailable(_) => "it does not answer".into(),
+    }
 }
