@@ -48,7 +48,7 @@ pub async fn run(config: Config, context: Context) -> anyhow::Result<()> {
     let app = App::new(config, pool, bus)?;
 
     let schema = schema::migrate(&context, &app.pool);
-    require(&app, &context, schema);
+    require(&app, &context, schema.clone());
     // Downloads that are under way when the drain begins still count, so counting ends after them.
     let uncounted = CancellationToken::new();
     let flush = uncounted.clone().drop_guard();
@@ -57,7 +57,7 @@ pub async fn run(config: Config, context: Context) -> anyhow::Result<()> {
     let sockets = Sockets::new(&app, context.shutdown.clone());
     let router = routes::router(app.clone(), context.health.router().merge(sockets.router()))?;
     let listener = http::bind(listen).await?;
-    context.essential("builders' connections", sockets.run());
+    context.essential("builders' connections", sockets.run(schema));
     http::serve(listener, router, context.shutdown.clone()).await?;
     app.tasks.close();
     app.tasks.wait().await;

@@ -3,37 +3,37 @@
 use anyhow::Context as _;
 use cratemill_service::{Context, backoff::Backoff};
 use cratemill_store::{PgPool, database};
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::time::Duration;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 /// Whether the schema is up to date.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Ready(Arc<AtomicBool>);
+#[derive(Debug, Clone)]
+pub(crate) struct Ready(watch::Receiver<bool>);
 
 impl Ready {
     pub(crate) fn check(&self) -> Result<(), String> {
-        if self.0.load(Ordering::Acquire) { Ok(()) } else { Err("the schema is not up to date yet".into()) }
+        if *self.0.borrow() { Ok(()) } else { Err("the schema is not up to date yet".into()) }
+    }
+
+    /// Returns once it is; false if the process ends first.
+    pub(crate) async fn wait(&mut self) -> bool {
+        self.0.wait_for(|done| *done).await.is_ok()
     }
 }
 
 /// Migrates beside the service; a schema that this program cannot use ends the process.
 pub(crate) fn migrate(context: &Context, pool: &PgPool) -> Ready {
-    let ready = Ready::default();
-    let (done, pool, shutdown) = (ready.clone(), pool.clone(), context.shutdown.clone());
+    let (done, ready) = watch::channel(false);
+    let (pool, shutdown) = (pool.clone(), context.shutdown.clone());
     context.essential("migrating the database", async move {
         until_done(&pool, &shutdown).await?;
-        done.0.store(true, Ordering::Release);
+        done.send_replace(true);
         // An essential task lives as long as the service.
         shutdown.cancelled().await;
         Ok(())
     });
-    ready
+    Ready(ready)
 }
 
 async fn until_done(pool: &PgPool, shutdown: &CancellationToken) -> anyhow::Result<()> {

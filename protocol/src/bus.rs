@@ -76,6 +76,11 @@ pub enum NodeMessage {
     Disabled {
         builder: BuilderId,
     },
+    /// The builder logged in again: connections of it other than this one end.
+    Superseded {
+        builder: BuilderId,
+        connection: String,
+    },
     /// The builder is to finish what runs and to get nothing new.
     Drain {
         builder: BuilderId,

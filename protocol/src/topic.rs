@@ -42,9 +42,7 @@ impl Topic {
         let krate = |name: &str| name.parse().map(Self::Crate).ok();
         let topics = match *tokens {
             ["log", job, _] => [job.parse().map(Self::JobLog).ok(), None, None],
-            ["event", "job", name, job] => {
-                [job.parse().map(Self::Job).ok(), krate(name), Some(Self::Builds)]
-            }
+            ["event", "job", name, job] => [job.parse().map(Self::Job).ok(), krate(name), Some(Self::Builds)],
             ["event", "version", name, _] => [krate(name), None, None],
             ["event", "builder", _] => [Some(Self::Builders), None, None],
             ["event", "queue"] => [Some(Self::Queue), None, None],
@@ -92,7 +90,8 @@ mod tests {
 
     #[test]
     fn a_subject_feeds_the_topics_whose_source_matches_it() {
-        let names = ["job.7", "job.8", "job.7.log", "crate.hexyl", "crate.bat", "builds", "builders", "queue"];
+        let names =
+            ["job.7", "job.8", "job.7.log", "crate.hexyl", "crate.bat", "builds", "builders", "queue"];
         let topics: Vec<Topic> = names.iter().map(|name| name.parse().unwrap()).collect();
         for subject in [
             "log.7.1",
@@ -104,8 +103,11 @@ mod tests {
             "event.other",
             "download.a",
         ] {
-            let mut expected: Vec<_> =
-                topics.iter().filter(|topic| subjects::matches(&topic.source().1, subject)).cloned().collect();
+            let mut expected: Vec<_> = topics
+                .iter()
+                .filter(|topic| subjects::matches(&topic.source().1, subject))
+                .cloned()
+                .collect();
             let mut fed = Topic::fed_by(subject);
             expected.sort();
             fed.sort();

@@ -24,6 +24,7 @@ pub async fn record(
     let done = sqlx::query(
         "INSERT INTO uploads (job_id, attempt, name, size, sha256, object)
          SELECT id, attempt, $3, $4, $5, $6 FROM jobs WHERE id = $1 AND attempt = $2 AND state IN ('assigned', 'running')
+         FOR SHARE
          ON CONFLICT (job_id, attempt, name) DO UPDATE
              SET size = excluded.size, sha256 = excluded.sha256, object = excluded.object, stored_at = now()",
     )

@@ -139,7 +139,7 @@ fn with_token(sockets: &Sockets, of: JobRef, job: AssignedJob) -> Job {
         attempt: job.attempt,
         krate: job.krate,
         version: job.version,
-        source: if job.private { format!("{base}/source") } else { job.source },
+        source: if job.private { sockets.sources.link(&base, job.id, &job.source) } else { job.source },
         sha256: job.sha256,
         index: job.index,
         kind: job.kind,

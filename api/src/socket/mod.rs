@@ -15,7 +15,7 @@ mod session;
 #[cfg(test)]
 mod session_tests;
 
-use crate::{App, problem::Problem};
+use crate::{App, Sources, problem::Problem};
 use axum::{
     Router,
     extract::{State, WebSocketUpgrade, ws::rejection::WebSocketUpgradeRejection},
@@ -54,6 +54,7 @@ pub(crate) struct Sockets {
     pool: PgPool,
     bus: Bus,
     signer: Signer,
+    sources: Sources,
     node: String,
     config: Config,
     connections: Mutex<HashMap<String, Handle>>,
@@ -76,6 +77,7 @@ impl Sockets {
             pool: app.pool.clone(),
             bus: app.bus.clone(),
             signer: app.signer.clone(),
+            sources: app.sources.clone(),
             node: app.config.node.clone(),
             config: Config {
                 server: app.config.public_url.to_string(),
@@ -97,8 +99,12 @@ impl Sockets {
 
     /// Brings bus messages to connections and keeps their sessions alive in the database, until the node drains and
     /// every connection has ended and stored what it received.
-    pub(crate) async fn run(self: Arc<Self>) -> anyhow::Result<()> {
-        inbox::run(&self).await;
+    pub(crate) async fn run(self: Arc<Self>, mut schema: crate::schema::Ready) -> anyhow::Result<()> {
+        tokio::select! {
+            // Until then the tables may be missing.
+            _ = schema.wait() => inbox::run(&self).await,
+            () = self.shutdown.cancelled() => {}
+        }
         self.tasks.close();
         self.tasks.wait().await;
         Ok(())

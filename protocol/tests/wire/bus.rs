@@ -94,6 +94,8 @@ fn messages_to_nodes() {
     let cancel = NodeMessage::Cancel { builder: BUILDER, job: JOB, attempt: ATTEMPT, grace_s: 5 };
     check(&mut golden, "cancel", &cancel);
     check(&mut golden, "disabled", &NodeMessage::Disabled { builder: BUILDER });
+    let superseded = NodeMessage::Superseded { builder: BUILDER, connection: "c-1".into() };
+    check(&mut golden, "superseded", &superseded);
     check(&mut golden, "drain", &NodeMessage::Drain { builder: BUILDER });
     golden.close();
 }
