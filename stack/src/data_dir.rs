@@ -33,7 +33,11 @@ impl DataDir {
 
     /// A folder that goes away with the stack.
     pub fn temporary() -> Result<Self> {
-        let temporary = tempfile::Builder::new().prefix("cratemill-").tempdir()?;
+        Self::temporary_in(&std::env::temp_dir())
+    }
+
+    fn temporary_in(parent: &Path) -> Result<Self> {
+        let temporary = tempfile::Builder::new().prefix("cratemill-").tempdir_in(parent)?;
         // Others may pass through, not list: the user `postgres` has its folder inside.
         fs::set_permissions(temporary.path(), fs::Permissions::from_mode(0o711))?;
         let path = temporary.path().to_owned();
@@ -69,20 +73,35 @@ impl DataDir {
         let Some(user) = User::from_name(POSTGRES_USER)? else {
             bail!("there is no user {POSTGRES_USER:?} for Postgres to run as: install Debian's postgresql");
         };
-        let path = if others_can_reach(&self.path) {
-            self.path.join("postgres")
+        let inside = self.path.join("postgres");
+        let path = if inside.is_symlink() || !others_can_reach(&self.path) {
+            self.outside(&inside, &user)?
         } else {
-            let mut hasher = DefaultHasher::new();
-            self.path.hash(&mut hasher);
-            let path = PathBuf::from(format!("/var/tmp/cratemill-{:016x}", hasher.finish()));
-            tracing::info!(
-                path = %path.display(),
-                "Postgres keeps its data here: its user cannot reach {}",
-                self.path.display()
-            );
-            path
+            own_folder(inside, Some(&user))?
         };
-        Ok((own_folder(path, Some(&user))?, Some(user.name)))
+        Ok((path, Some(user.name)))
+    }
+
+    /// The place of Postgres' data when its user cannot reach this folder; `link` in the folder leads there.
+    fn outside(&self, link: &Path, user: &User) -> Result<PathBuf> {
+        let mut hasher = DefaultHasher::new();
+        self.path.hash(&mut hasher);
+        let path = PathBuf::from(format!("/var/tmp/cratemill-{:016x}", hasher.finish()));
+        let path = own_folder(path, Some(user))?;
+        if link.is_symlink() {
+            return Ok(path);
+        }
+        tracing::info!(
+            path = %path.display(),
+            "Postgres keeps its data here: its user cannot reach {}",
+            self.path.display()
+        );
+        // Without the link the data are of a folder of this name that was deleted, and its password with it.
+        fs::remove_dir_all(&path)?;
+        let path = own_folder(path, Some(user))?;
+        std::os::unix::fs::symlink(&path, link)
+            .with_context(|| format!("cannot make the link {}", link.display()))?;
+        Ok(path)
     }
 }
 
@@ -90,6 +109,10 @@ impl Drop for DataDir {
     fn drop(&mut self) {
         // Whoever opens the file next should not read of a process that is gone.
         let _ = self.lock.set_len(0);
+        if let (Some(_), Ok(outside)) = (&self.temporary, fs::read_link(self.path.join("postgres"))) {
+            // As with the folder itself: what cannot be removed is no reason to fail.
+            let _ = fs::remove_dir_all(outside);
+        }
     }
 }
 
@@ -144,6 +167,13 @@ fn own_folder(path: PathBuf, user: Option<&User>) -> Result<PathBuf> {
 mod tests {
     use super::*;
 
+    /// A folder that no other user can pass through.
+    fn private() -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o700)).unwrap();
+        dir
+    }
+
     #[test]
     fn a_second_stack_is_told_who_is_there() {
         let dir = tempfile::tempdir().unwrap();
@@ -155,11 +185,39 @@ mod tests {
     }
 
     #[test]
+    fn what_postgres_keeps_outside_goes_with_a_temporary_folder() {
+        if !Uid::effective().is_root() {
+            // Only a root's Postgres runs as somebody else.
+            return;
+        }
+        let private = private();
+        let stack = DataDir::temporary_in(private.path()).unwrap();
+        let (outside, _) = stack.for_postgres().unwrap();
+        assert!(outside.is_dir() && !outside.starts_with(private.path()), "{}", outside.display());
+        drop(stack);
+        assert!(!outside.exists());
+    }
+
+    #[test]
+    fn what_postgres_keeps_outside_is_found_again_until_its_folder_is_deleted() {
+        if !Uid::effective().is_root() {
+            return;
+        }
+        let private = private();
+        let path = private.path().join("kept");
+        let data = || DataDir::open(&path).unwrap().for_postgres().unwrap().0.join("data");
+        fs::write(data(), "").unwrap();
+        assert!(data().exists() && !data().starts_with(private.path()));
+        fs::remove_dir_all(&path).unwrap();
+        assert!(!data().exists());
+        fs::remove_dir_all(data().parent().unwrap()).unwrap();
+    }
+
+    #[test]
     fn a_private_parent_hides_what_is_inside() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = private();
         let inner = dir.path().join("inner");
         fs::create_dir(&inner).unwrap();
-        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o700)).unwrap();
         assert!(!others_can_reach(&inner));
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o711)).unwrap();
         assert!(others_can_reach(&inner));
