@@ -27,10 +27,13 @@ pub struct ObjectStore {
     /// Bucket for artifacts and logs; it must exist.
     #[arg(long, env = "S3_BUCKET", value_name = "NAME")]
     pub s3_bucket: String,
+    /// Region that requests are signed for; a store without regions takes any
     #[arg(long, env = "S3_REGION", value_name = "NAME", default_value = "us-east-1")]
     pub s3_region: String,
+    /// Access key id, with the right to read, write and delete objects of the bucket
     #[arg(long, env = "S3_ACCESS_KEY", value_name = "KEY", hide_env_values = true)]
     pub s3_access_key: String,
+    /// Secret of the access key
     #[arg(long, env = "S3_SECRET_KEY", value_name = "SECRET", hide_env_values = true)]
     pub s3_secret_key: String,
 }
