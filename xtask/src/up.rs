@@ -21,10 +21,13 @@ pub(crate) struct Arguments {
     /// Live nodes.
     #[arg(long, default_value_t = 1)]
     live: usize,
+    /// Dispatchers, side by side.
     #[arg(long, default_value_t = 1)]
     dispatcher: usize,
+    /// Counters of downloads.
     #[arg(long, default_value_t = 1)]
     counter: usize,
+    /// Builders, for this machine's target.
     #[arg(long, default_value_t = 1)]
     builder: usize,
     /// Start a Redis too.
