@@ -20,7 +20,7 @@ pub(crate) struct Arguments {
 pub(crate) async fn run(arguments: Arguments) -> Result<()> {
     std::env::set_current_dir(dev::workspace()?).context("cannot enter the workspace")?;
     let mut command = Command::foreground("bench", binaries::cargo());
-    command = command.args(["run", "--quiet", "--release", "--package", "cratemill-bench", "--"]);
+    command = command.args(["run", "--quiet", "--locked", "--release", "--package", "cratemill-bench", "--"]);
     if let Some(name) = arguments.name {
         programs::install_missing(programs::BASE, say::line)?;
         let bin_dir = binaries::build(true).await?;

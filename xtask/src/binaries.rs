@@ -24,7 +24,7 @@ pub(crate) async fn build(release: bool) -> Result<PathBuf> {
         return Ok(folder.into());
     }
     let mut command = Command::foreground("cargo build", cargo());
-    command = command.args(["build", "--quiet", "--bins"]);
+    command = command.args(["build", "--quiet", "--locked", "--bins"]);
     for role in Role::ALL {
         command = command.args(["--package", &role.program()]);
     }
