@@ -28,6 +28,9 @@ const TARGET: &str = "/target";
 const CARGO_HOME: &str = "/cargo";
 /// The most binaries of one crate; its messages name each.
 const MAX_BINARIES: usize = 1_000;
+/// The longest path that the kernel opens. With [`MAX_BINARIES`] it bounds what a build can have us remember: a procedural
+/// macro prints to cargo's output as it likes, and so says whatever cargo could say.
+const MAX_BINARY_PATH_BYTES: usize = 4_096;
 /// Metadata of the largest manifests is some hundred kilobytes.
 const MAX_METADATA_BYTES: usize = 8 << 20;
 
@@ -277,6 +280,7 @@ fn sort_line(line: &str) -> Line {
     let is_binary =
         message["reason"] == "compiler-artifact" && message["target"]["kind"] == serde_json::json!(["bin"]);
     match message["executable"].as_str() {
+        Some(path) if is_binary && path.len() > MAX_BINARY_PATH_BYTES => Line::Log,
         Some(path) if is_binary => Line::Keep(path.to_owned()),
         _ => Line::Drop,
     }
@@ -313,7 +317,8 @@ mod tests {
         ] {
             assert!(matches!(sort_line(dropped), Line::Drop), "{dropped}");
         }
-        for logged in ["{\"reason\":\"", "hello", ""] {
+        let endless = line.replace("/target/x", &"x".repeat(MAX_BINARY_PATH_BYTES + 1));
+        for logged in ["{\"reason\":\"", "hello", "", &endless] {
             assert!(matches!(sort_line(logged), Line::Log), "{logged}");
         }
     }

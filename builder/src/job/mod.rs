@@ -43,6 +43,9 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use upload::Artifact;
 
+/// A failure's message is a sentence or two; it may quote what the crate or its build says, which has any length.
+const MAX_MESSAGE_CHARS: usize = 2_000;
+
 /// What all jobs of an agent share.
 #[derive(Debug)]
 pub struct Context {
@@ -106,6 +109,7 @@ impl Work<'_> {
             Ok((manifest, signature)) => (Outcome::Succeeded { timings }, Some(manifest), Some(signature)),
             Err(Failure::Cancelled) => (Outcome::Cancelled, None, None),
             Err(Failure::Failed { class, message }) => {
+                let message = message.chars().take(MAX_MESSAGE_CHARS).collect();
                 (Outcome::Failed { class, message, stage, timings }, None, None)
             }
         };

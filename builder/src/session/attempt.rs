@@ -3,7 +3,8 @@
 use super::Window;
 use cratemill_protocol::{
     self as protocol, FailureClass, JobId, Outcome,
-    builder::{JobEvent, JobRef, JobResponse, Resume},
+    builder::{ClientMessage, JobEvent, JobRef, JobResponse, MAX_FRAME_BYTES, Resume},
+    codec::Encoding,
     job::Timings,
 };
 use std::time::{Duration, Instant};
@@ -41,6 +42,24 @@ impl Finished {
             Outcome::Failed { class, message: message.to_owned(), stage: None, timings: Timings::default() };
         Self { outcome, manifest: None, signature: None }
     }
+
+    fn response(self, Key(job, attempt): Key, last_seq: u64) -> JobResponse {
+        let Self { outcome, manifest, signature } = self;
+        JobResponse { job, attempt, outcome, last_seq, manifest, signature }
+    }
+
+    /// An outcome that fits a frame. A larger one would end every connection that it is sent on, and so be sent for ever.
+    fn fitting(self, key: Key) -> Self {
+        let response = ClientMessage::JobResponse(self.clone().response(key, u64::MAX));
+        if Encoding::MsgPack.encode(&response).len() <= MAX_FRAME_BYTES {
+            return self;
+        }
+        let class = match self.outcome {
+            Outcome::Failed { class, .. } => class,
+            Outcome::Succeeded { .. } | Outcome::Cancelled => FailureClass::Infrastructure,
+        };
+        Self::failed(class, "what the builder has to say about the end is too long for a message")
+    }
 }
 
 #[derive(Debug, Default)]
@@ -65,8 +84,8 @@ impl Attempt {
         matches!(self.state, State::Running)
     }
 
-    pub(super) fn end(&mut self, finished: Finished) {
-        self.state = State::Ended { finished, resend: None };
+    pub(super) fn end(&mut self, key: Key, finished: Finished) {
+        self.state = State::Ended { finished: finished.fitting(key), resend: None };
     }
 
     pub(super) fn resume(&self, Key(job, attempt): Key) -> Resume {
@@ -95,7 +114,7 @@ impl Attempt {
     /// The outcome, when all events before it are durable and it is time to send it (again).
     pub(super) fn due_response(
         &mut self,
-        Key(job, attempt): Key,
+        key: Key,
         now: Instant,
         resend_after: Duration,
     ) -> Option<JobResponse> {
@@ -105,7 +124,6 @@ impl Attempt {
             return None;
         }
         *resend = Some(now + resend_after);
-        let Finished { outcome, manifest, signature } = finished.clone();
-        Some(JobResponse { job, attempt, outcome, last_seq, manifest, signature })
+        Some(finished.clone().response(key, last_seq))
     }
 }

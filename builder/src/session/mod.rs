@@ -237,8 +237,9 @@ impl Session {
     }
 
     fn finish(&mut self, job: JobRef, finished: Finished) {
-        if let Some(attempt) = self.attempts.get_mut(&Key::of(job)) {
-            attempt.end(finished);
+        let key = Key::of(job);
+        if let Some(attempt) = self.attempts.get_mut(&key) {
+            attempt.end(key, finished);
         }
     }
 

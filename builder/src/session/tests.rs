@@ -314,3 +314,31 @@ fn a_server_that_drains_us_gets_no_request_until_it_greets_us_anew() {
     let effects = receive(&mut session, welcome(1, vec![]), now);
     assert!(sent(effects).contains(&ClientMessage::JobRequest { slots: 1 }));
 }
+
+/// The server would end the connection, we would resume and send it again: for ever.
+#[test]
+fn an_outcome_is_never_larger_than_a_frame() {
+    use cratemill_protocol::{Outcome, builder::MAX_FRAME_BYTES, codec::Encoding, job::Timings};
+    let long = "x".repeat(MAX_FRAME_BYTES);
+    let succeeded = Finished {
+        outcome: Outcome::Succeeded { timings: Timings::default() },
+        manifest: Some(long.clone()),
+        signature: None,
+    };
+    for (finished, expected) in [
+        (Finished::failed(FailureClass::Build, &long), FailureClass::Build),
+        (succeeded, FailureClass::Infrastructure),
+    ] {
+        let (mut session, now) = running();
+        let messages = sent(session.handle(Input::Finished(job_ref(7, 1), Box::new(finished)), now));
+        let response = messages.iter().find_map(|message| match message {
+            ClientMessage::JobResponse(response) => Some(response),
+            _ => None,
+        });
+        let outcome = &response.expect("the outcome goes out").outcome;
+        assert!(matches!(outcome, Outcome::Failed { class, .. } if *class == expected), "{outcome:?}");
+        for message in &messages {
+            assert!(Encoding::MsgPack.encode(message).len() <= MAX_FRAME_BYTES);
+        }
+    }
+}

@@ -139,3 +139,30 @@ async fn the_owners_cap_counts() {
     let run = lab.build(fixture::with_build_script("loop { std::thread::park(); }")).await;
     run.assert_failed(FailureClass::Timeout, "killed: took longer than 2 s");
 }
+
+/// A procedural macro runs in the compiler and prints where cargo reads: here two binaries that there are not.
+#[tokio::test]
+async fn a_macro_that_speaks_for_cargo_gets_no_long_message() {
+    const BEFORE: &str = r#"{"reason":"compiler-artifact","target":{"kind":["bin"]},"executable":""#;
+    let print = |word: &str, times: usize| {
+        format!(r###"println!("{{}}{{}}{{}}", r##"{BEFORE}"##, "{word}".repeat({times}), r##""}}"##);"###)
+    };
+    let manifest =
+        "[package]\nname = \"demo\"\nversion = \"0.1.0\"\nedition = \"2021\"\n[lib]\nproc-macro = true\n";
+    let library = format!(
+        "use proc_macro::TokenStream;\n#[proc_macro] pub fn speak(_: TokenStream) -> TokenStream {{\n{}\n{}\n\
+         TokenStream::new() }}",
+        print("huge", 225_000),
+        print("long", 1_000),
+    );
+    let files = [
+        ("Cargo.toml", manifest),
+        ("src/lib.rs", library.as_str()),
+        ("src/main.rs", "demo::speak!();\nfn main() {}"),
+    ];
+    let run = Lab::new().await.build(fixture::package("demo-0.1.0", &files)).await;
+    run.assert_failed(FailureClass::Build, "cargo announced a binary in an odd place: \"longlong");
+    let Outcome::Failed { message, .. } = &run.finished.outcome else { unreachable!() };
+    assert_eq!(message.chars().count(), 2_000);
+    assert!(run.log.contains("hugehuge"), "what is no path is output");
+}
