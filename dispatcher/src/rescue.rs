@@ -5,9 +5,11 @@ use crate::{
     outage::{Outage, pause},
     wakes::Wakes,
 };
+use anyhow::{Context as _, anyhow};
 use cratemill_protocol::{FailureClass, Outcome, bus::BuilderState, job::Timings};
-use cratemill_store::{PgPool, outbox, queue, sessions};
+use cratemill_store::{PgPool, database, outbox, queue, sessions};
 use std::{sync::Arc, time::Duration};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -15,21 +17,35 @@ const INTERVAL: Duration = Duration::from_secs(1);
 const BATCH: i64 = 100;
 /// Nodes speak of their sessions with every heartbeat; after nine missed ones the node is dead.
 const SILENT_S: i32 = 90;
-/// While the database or all dispatchers were away, nobody could renew a lease or hand in an outcome: they get this
-/// long to catch up, a heartbeat's time, before anybody's work is thrown away.
-const GRACE: Duration = Duration::from_secs(10);
+/// While the database or all dispatchers were away, nobody could renew a lease, mark a session or hand in an outcome:
+/// they get this long to catch up before anybody's work is thrown away. Heartbeats come every ten seconds, and the
+/// longest backoff of what hands them on is shorter than that.
+const GRACE: Duration = Duration::from_secs(30);
+/// A database that takes longer to say that it is there is not.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub async fn run(pool: PgPool, wakes: Arc<Wakes>, shutdown: CancellationToken) -> anyhow::Result<()> {
     let mut outage = Outage::new("rescue");
+    // All dispatchers may have been away until now.
     let mut wait = GRACE;
     while pause(wait, &shutdown).await {
-        wait = match round(&pool, &wakes).await {
-            Ok(()) if outage.over() => GRACE,
-            Ok(()) => INTERVAL,
+        wait = match turn(&pool, &wakes, &mut outage).await {
+            Ok(wait) => wait,
             Err(error) => outage.failed(error),
         };
     }
     Ok(())
+}
+
+/// Ends what is overdue, unless the database was away at the last turn; returns how long to wait for the next one.
+pub async fn turn(pool: &PgPool, wakes: &Wakes, outage: &mut Outage) -> anyhow::Result<Duration> {
+    let answer = timeout(ANSWER_TIMEOUT, database::check(pool)).await.context("no answer in time")?;
+    answer.map_err(|why| anyhow!("the database is away: {why}"))?;
+    if outage.over() {
+        return Ok(GRACE);
+    }
+    round(pool, wakes).await?;
+    Ok(INTERVAL)
 }
 
 async fn round(pool: &PgPool, wakes: &Wakes) -> Result<(), cratemill_store::Error> {

@@ -4,8 +4,10 @@ use crate::support::{ARM, Builder, LINUX, Store, Work, key, metadata, no_objects
 use cratemill_dispatcher::{
     cleanup,
     consume::Handled,
+    outage::Outage,
     outcomes::{Applied, apply, handle},
     rescue,
+    wakes::Wakes,
 };
 use cratemill_protocol::{
     ArtifactName, Attempt, BuilderId, FailureClass, JobId, JobState, Kind, Outcome, Priority, Sha256Hex,
@@ -192,6 +194,22 @@ async fn failures_are_final_or_tried_again_five_times(pool: PgPool) {
     }
     assert_eq!(rescue::expire_leases(&pool).await.unwrap(), 0);
     assert_eq!(attempts::of_job(&mut conn, id).await.unwrap().len(), 5);
+}
+
+/// While the database was away nobody could renew a lease: those who hold one get the time to.
+#[sqlx::test(migrations = "../migrations")]
+async fn after_an_outage_nothing_is_thrown_away_at_once(pool: PgPool) {
+    let mut conn = pool.acquire().await.unwrap();
+    let builder = Builder::connect(&mut conn, 1).await;
+    let work = Work::start(&pool, &builder, Kind::Tarball, LINUX).await;
+    assert!(queue::accept(&mut conn, work.job, work.attempt, builder.id, -1).await.unwrap());
+    let (wakes, mut outage) = (Wakes::default(), Outage::new("rescue"));
+    outage.failed("the database is away");
+    let grace = rescue::turn(&pool, &wakes, &mut outage).await.unwrap();
+    assert_eq!(job(&pool, work.job).await.state, JobState::Running);
+    let next = rescue::turn(&pool, &wakes, &mut outage).await.unwrap();
+    assert_eq!(job(&pool, work.job).await.state, JobState::Queued);
+    assert!(grace > next * 10, "{grace:?}, {next:?}");
 }
 
 #[sqlx::test(migrations = "../migrations")]
