@@ -163,8 +163,10 @@ async fn update(
     if body.enabled == Some(false) {
         nodes::tell(&app.bus, subjects::ALL_NODES.into(), &NodeMessage::Disabled { builder: id }).await;
     }
-    if body.drain == Some(true) {
-        nodes::tell(&app.bus, subjects::ALL_NODES.into(), &NodeMessage::Drain { builder: id }).await;
+    if let Some(drain) = body.drain {
+        let message =
+            if drain { NodeMessage::Drain { builder: id } } else { NodeMessage::Undrain { builder: id } };
+        nodes::tell(&app.bus, subjects::ALL_NODES.into(), &message).await;
     }
     Ok(Json(builder.into()))
 }

@@ -17,7 +17,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD as BASE64};
-use cratemill_protocol::{JobId, Limits};
+use cratemill_protocol::JobId;
 use cratemill_service::clock;
 use futures_util::{StreamExt, TryStreamExt};
 use hmac::{Hmac, Mac};
@@ -30,6 +30,8 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 /// Keeps these seals apart from everything else that is signed with the same secret.
 const PURPOSE: &[u8] = b"cratemill-source@v1\n";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// A bound for the node; the job's own limit is for the builder, and its operator may raise it to this.
+const MAX_SOURCE_BYTES: u64 = 1 << 30;
 /// A registry that sends nothing for this long is away.
 const READ_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -123,9 +125,11 @@ async fn get(
     if !answer.status().is_success() {
         return Err(refused(job, answer.status()));
     }
-    let most = Limits::default().source_bytes;
-    if answer.content_length().is_some_and(|length| length > most) {
-        return Err(Problem::new(StatusCode::BAD_GATEWAY, format!("the source is larger than {most} bytes")));
+    if answer.content_length().is_some_and(|length| length > MAX_SOURCE_BYTES) {
+        return Err(Problem::new(
+            StatusCode::BAD_GATEWAY,
+            format!("the source is larger than {MAX_SOURCE_BYTES} bytes"),
+        ));
     }
     let mut head = HeaderMap::new();
     head.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
@@ -133,13 +137,13 @@ async fn get(
     if let Some(length) = answer.content_length() {
         head.insert(header::CONTENT_LENGTH, length.into());
     }
-    Ok((head, bounded(answer, most)).into_response())
+    Ok((head, bounded(answer)).into_response())
 }
 
 /// The body, which breaks off where it would be larger than a source may be.
-fn bounded(answer: reqwest::Response, most: u64) -> Body {
+fn bounded(answer: reqwest::Response) -> Body {
     let chunks = answer.bytes_stream().map_err(io::Error::other);
-    let mut left = most;
+    let mut left = MAX_SOURCE_BYTES;
     let bounded = chunks.map(move |chunk| {
         let chunk = chunk?;
         left = left

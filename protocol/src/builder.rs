@@ -105,7 +105,7 @@ pub enum ServerMessage {
     },
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct JobRef {
     pub job: JobId,
     pub attempt: Attempt,
@@ -242,7 +242,7 @@ pub struct Job {
     pub target: Target,
     pub features: Features,
     pub limits: Limits,
-    /// How long the builder has to accept, and then the lease without a heartbeat.
+    /// How long the job stays the builder's without a heartbeat, once it has accepted; it has seconds for that.
     pub lease_s: u32,
     pub token: Token,
     /// Put each artifact at this URL + `/` + its name.

@@ -85,6 +85,10 @@ pub enum NodeMessage {
     Drain {
         builder: BuilderId,
     },
+    /// The builder no longer drains: it is to log in again and to wait for jobs.
+    Undrain {
+        builder: BuilderId,
+    },
 }
 
 /// A job as the queue hands it out; the API node adds URLs and a token.

@@ -105,10 +105,11 @@ pub async fn login(conn: &mut PgConnection, fingerprint: &str) -> sqlx::Result<O
     .await
 }
 
-/// The builder's enabled keys, the newest first: a manifest must verify with one of them.
+/// The enabled keys of a builder that is enabled, the newest first: a manifest must verify with one of them.
 pub async fn keys(conn: &mut PgConnection, builder: BuilderId) -> sqlx::Result<Vec<(i64, String)>> {
     sqlx::query_as(
-        "SELECT id, public_key FROM builder_keys WHERE builder_id = $1 AND enabled ORDER BY id DESC",
+        "SELECT k.id, k.public_key FROM builder_keys k JOIN builders b ON b.id = k.builder_id
+         WHERE k.builder_id = $1 AND k.enabled AND b.enabled ORDER BY k.id DESC",
     )
     .bind(builder.0)
     .fetch_all(conn)

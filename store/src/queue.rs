@@ -186,7 +186,8 @@ pub async fn accept(
 ) -> sqlx::Result<bool> {
     let was: Option<String> = sqlx::query_scalar(
         "WITH held AS (SELECT id, state FROM jobs WHERE id = $1 AND attempt = $2 AND builder_id = $3
-                       AND state IN ('assigned', 'running') FOR UPDATE),
+                       AND state IN ('assigned', 'running')
+                       AND EXISTS (SELECT FROM builders WHERE id = $3 AND enabled) FOR UPDATE),
               taken AS (UPDATE jobs SET state = 'running', started_at = coalesce(started_at, now()),
                                         lease_until = now() + make_interval(secs => $4)
                         FROM held WHERE jobs.id = held.id),
@@ -206,28 +207,39 @@ pub async fn accept(
     Ok(was.is_some())
 }
 
-/// Which of these attempts are still the builder's; their leases are longer now.
+/// An attempt that is still its builder's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, sqlx::FromRow)]
+pub struct Renewed {
+    #[sqlx(try_from = "i64", rename = "id")]
+    pub job: JobId,
+    #[sqlx(try_from = "i32")]
+    pub attempt: Attempt,
+    /// Somebody wants it cancelled: a message that said so may be lost.
+    pub cancel_requested: bool,
+}
+
+/// Which of these attempts are still the builder's; their leases are longer now. A disabled builder has none.
 pub async fn renew(
     conn: &mut PgConnection,
     builder: BuilderId,
     attempts: &[(JobId, Attempt)],
     lease_s: i32,
-) -> sqlx::Result<Vec<(JobId, Attempt)>> {
+) -> sqlx::Result<Vec<Renewed>> {
     let (jobs, numbers): (Vec<i64>, Vec<i32>) =
         attempts.iter().map(|(job, attempt)| (job.0, attempt.0)).unzip();
-    let rows: Vec<(i64, i32)> = sqlx::query_as(
+    sqlx::query_as(
         "UPDATE jobs j SET lease_until = now() + make_interval(secs => $4)
          FROM unnest($2::bigint[], $3::int[]) AS p (job, attempt)
          WHERE j.id = p.job AND j.attempt = p.attempt AND j.builder_id = $1 AND j.state IN ('assigned', 'running')
-         RETURNING j.id, j.attempt",
+         AND EXISTS (SELECT FROM builders WHERE id = $1 AND enabled)
+         RETURNING j.id, j.attempt, j.cancel_requested_at IS NOT NULL AS cancel_requested",
     )
     .bind(builder.0)
     .bind(jobs)
     .bind(numbers)
     .bind(lease_s)
     .fetch_all(conn)
-    .await?;
-    Ok(rows.into_iter().map(|(job, attempt)| (JobId(job), Attempt(attempt))).collect())
+    .await
 }
 
 /// What a running attempt is at; false if it is no longer the builder's. Late and repeated stages change nothing.
@@ -299,6 +311,21 @@ pub async fn expired(conn: &mut PgConnection, limit: i64) -> sqlx::Result<Vec<He
          FROM jobs WHERE state IN ('assigned', 'running') AND lease_until < now()
          ORDER BY lease_until LIMIT $1 FOR UPDATE SKIP LOCKED",
     )
+    .bind(limit)
+    .fetch_all(conn)
+    .await
+}
+
+/// Attempts that were accepted more than `after_s` ago, whatever their builder says of them.
+pub async fn overdue(conn: &mut PgConnection, after_s: i64, limit: i64) -> sqlx::Result<Vec<Held>> {
+    sqlx::query_as(
+        "SELECT j.id, j.attempt, j.builder_id, j.version_id, j.kind, j.target, j.features, j.priority, j.tries,
+                j.cancel_requested_at IS NOT NULL AS cancel_requested
+         FROM jobs j JOIN attempts a ON a.job_id = j.id AND a.attempt = j.attempt
+         WHERE j.state IN ('assigned', 'running') AND a.accepted_at < now() - make_interval(secs => $1::bigint)
+         ORDER BY a.accepted_at LIMIT $2 FOR UPDATE OF j SKIP LOCKED",
+    )
+    .bind(after_s)
     .bind(limit)
     .fetch_all(conn)
     .await

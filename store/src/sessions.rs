@@ -117,19 +117,22 @@ pub async fn node_of(conn: &mut PgConnection, builder: BuilderId) -> sqlx::Resul
         .await
 }
 
-/// The connections of a node whose process just started: none of them can still be open.
+/// The connections of a node whose process just started and serves nobody yet: none of them can still be open.
 pub async fn close_all_of_node(conn: &mut PgConnection, node: &str) -> sqlx::Result<u64> {
     let done = sqlx::query("DELETE FROM builder_sessions WHERE node = $1").bind(node).execute(conn).await?;
     Ok(done.rows_affected())
 }
 
-/// Marks connections as alive: one statement for all heartbeats that a node got.
-pub async fn seen(conn: &mut PgConnection, connections: &[String]) -> sqlx::Result<()> {
-    sqlx::query("UPDATE builder_sessions SET seen_at = now() WHERE connection = ANY($1)")
-        .bind(connections)
-        .execute(conn)
-        .await?;
-    Ok(())
+/// Marks connections as alive, in one statement for all of a node, and tells which have a session: one that expired, is
+/// another connection's by now, or is of a builder that was disabled has none.
+pub async fn seen(conn: &mut PgConnection, connections: &[String]) -> sqlx::Result<Vec<String>> {
+    sqlx::query_scalar(
+        "UPDATE builder_sessions s SET seen_at = now() FROM builders b
+         WHERE s.connection = ANY($1) AND b.id = s.builder_id AND b.enabled RETURNING s.connection",
+    )
+    .bind(connections)
+    .fetch_all(conn)
+    .await
 }
 
 /// Ends sessions whose node has not spoken of them for `silent_s` seconds: it died.

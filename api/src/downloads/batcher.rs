@@ -3,8 +3,8 @@
 //! ```text
 //! add -> open batch -> (full, or asked for the next) closed -> stored
 //! ```
-//! Batches are numbered from 1 and handed out oldest first; the next one only when the one before is stored, because a
-//! counter remembers no more than the highest number it has seen.
+//! Batches are numbered from 1 and handed out oldest first; the next one only when the one before is stored, so that
+//! what a counter must remember of a publisher stays one number and not a list of holes.
 
 use cratemill_protocol::{
     ArtifactId,

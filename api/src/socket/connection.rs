@@ -92,6 +92,11 @@ impl Connection {
                 () = shutdown.cancelled() => Input::Shutdown,
                 () = tokio::time::sleep_until(deadline) => Input::Tick,
             };
+            if let (Input::Opened(_), Some((builder, _))) = (&input, &self.builder) {
+                // From here on the node finds it: its session is recorded.
+                let handle = Handle { builder: *builder, inputs: self.inputs.clone() };
+                self.sockets.connections().insert(self.id.clone(), handle);
+            }
             let mut effects: VecDeque<_> = self.session.handle(input, Instant::now()).into();
             while let Some(effect) = effects.pop_front() {
                 if let Err(why) = self.execute(effect).await {
@@ -107,7 +112,7 @@ impl Connection {
         let bytes = match (self.encoding, frame?) {
             (Encoding::MsgPack, Ok(Message::Binary(bytes))) => bytes,
             (Encoding::Json, Ok(Message::Text(text))) => text.into(),
-            (_, Ok(Message::Ping(_) | Message::Pong(_))) => return Some(Input::Tick),
+            (_, Ok(Message::Ping(_) | Message::Pong(_))) => return Some(Input::KeepAlive),
             (_, Ok(Message::Close(_))) => return None,
             (_, Ok(_)) => return Some(Input::Malformed("the frame's type is not the subprotocol's".into())),
             (_, Err(error)) if error.to_string().contains("too long") => return Some(Input::FrameTooLarge),
@@ -177,8 +182,6 @@ impl Connection {
     ) {
         tracing::info!(%builder, name, connection = self.id, "builder logged in");
         self.builder = Some((builder, name.clone()));
-        let handle = Handle { builder, inputs: self.inputs.clone() };
-        self.sockets.connections().insert(self.id.clone(), handle);
         let request = BuildRequest {
             builder,
             connection: self.id.clone(),

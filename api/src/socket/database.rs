@@ -33,10 +33,11 @@ pub(super) async fn open(
     outbox::builder_changed(&mut tx, builder, name, BuilderState::Connected).await?;
     tx.commit().await?;
     let mut answers = Vec::with_capacity(resume.len());
-    for Resume { job, attempt, .. } in resume {
+    for Resume { job, attempt, next_seq } in resume {
         let of = JobRef { job: *job, attempt: *attempt };
         answers.push(if accept(sockets, builder, of).await? {
-            let stored = last_stored(sockets, of).await?;
+            // What was acknowledged the builder has forgotten, even if the bus has lost it: the archive tells of the gap.
+            let stored = last_stored(sockets, of).await?.max(next_seq.saturating_sub(1));
             Resumed::Continue {
                 job: *job,
                 attempt: *attempt,
@@ -88,9 +89,11 @@ pub(super) async fn renew(sockets: &Sockets, builder: BuilderId, jobs: &[JobRef]
     let pairs: Vec<(JobId, Attempt)> = jobs.iter().map(|job| (job.job, job.attempt)).collect();
     let mut conn = sockets.pool.acquire().await?;
     let renewed = queue::renew(&mut conn, builder, &pairs, lease(sockets)).await?;
-    let (held, lost): (Vec<_>, Vec<_>) =
-        jobs.iter().copied().partition(|job| renewed.contains(&(job.job, job.attempt)));
-    Ok(Input::Renewed { held: held.into_iter().map(|job| (job, token(sockets, job))).collect(), lost })
+    let of = |renewed: &queue::Renewed| JobRef { job: renewed.job, attempt: renewed.attempt };
+    let held: Vec<_> = renewed.iter().map(|renewed| (of(renewed), token(sockets, of(renewed)))).collect();
+    let cancelled = renewed.iter().filter(|renewed| renewed.cancel_requested).map(of).collect();
+    let lost = jobs.iter().copied().filter(|job| held.iter().all(|(held, _)| held != job)).collect();
+    Ok(Input::Renewed { held, cancelled, lost })
 }
 
 pub(super) fn token(sockets: &Sockets, job: JobRef) -> Token {

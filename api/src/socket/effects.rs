@@ -25,9 +25,10 @@ pub(super) enum Input {
         seq: u64,
     },
     OutcomeStored(JobRef),
-    /// The attempts of a heartbeat that are still the builder's, each with a fresh token.
+    /// The attempts of a heartbeat that are still the builder's, each with a fresh token, and those that are not.
     Renewed {
         held: Vec<(JobRef, Token)>,
+        cancelled: Vec<JobRef>,
         lost: Vec<JobRef>,
     },
     LeaseLost(JobRef),
@@ -38,6 +39,9 @@ pub(super) enum Input {
     Disabled,
     Superseded,
     Drain,
+    /// A WebSocket's own ping or pong.
+    KeepAlive,
+    Undrain,
     /// This node goes away.
     Shutdown,
     /// Something of ours failed: the builder is to come back.

@@ -10,11 +10,15 @@ use cratemill_protocol::{
 use cratemill_service::backoff::Backoff;
 use cratemill_store::sessions;
 use futures_util::StreamExt;
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::HashSet,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 use tokio::sync::mpsc;
 
-/// How often this node says that its connections live: a third of the shortest time after which a dispatcher doubts it.
-const SEEN_PERIOD: Duration = Duration::from_secs(20);
+/// How often this node says that its connections live: several times within what a dispatcher waits for anything.
+const SEEN_PERIOD: Duration = Duration::from_secs(5);
 
 impl Sockets {
     /// A message to every node. It is a hint: what it says is in Postgres too.
@@ -26,10 +30,9 @@ impl Sockets {
     }
 }
 
-/// Until the node drains.
+/// Until the node drains. No builder can log in before this node hears what is said to it.
 pub(super) async fn run(sockets: &Arc<Sockets>) {
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
-    forget_earlier_run(sockets).await;
     while !sockets.shutdown.is_cancelled() {
         if let Err(error) = listen(sockets).await {
             tracing::warn!(error = format!("{error:#}"), "cannot listen for this node's messages yet");
@@ -41,21 +44,20 @@ pub(super) async fn run(sockets: &Arc<Sockets>) {
     }
 }
 
-/// Sessions that a process of the same name left behind.
-async fn forget_earlier_run(sockets: &Sockets) {
-    let forget = async {
-        let mut conn = sockets.pool.acquire().await?;
-        sessions::close_all_of_node(&mut conn, &sockets.node).await
-    };
-    if let Err(error) = forget.await {
-        tracing::warn!(%error, "cannot clean up after an earlier run; its sessions will expire");
+/// Sessions that a process of the same name left behind; only before the first builder is let in.
+async fn forget_earlier_run(sockets: &Sockets) -> anyhow::Result<()> {
+    if !sockets.open.load(Ordering::Acquire) {
+        sessions::close_all_of_node(&mut *sockets.pool.acquire().await?, &sockets.node).await?;
+        sockets.open.store(true, Ordering::Release);
     }
+    Ok(())
 }
 
 async fn listen(sockets: &Arc<Sockets>) -> anyhow::Result<()> {
     let client = &sockets.bus.client;
     let own = client.subscribe(subjects::node(&sockets.node)).await?;
     let all = client.subscribe(subjects::ALL_NODES).await?;
+    forget_earlier_run(sockets).await?;
     let mut messages = futures_util::stream::select(own, all);
     let mut seen = tokio::time::interval(SEEN_PERIOD);
     loop {
@@ -73,19 +75,28 @@ async fn listen(sockets: &Arc<Sockets>) -> anyhow::Result<()> {
     }
 }
 
+/// A connection without a session would wait for jobs that no dispatcher can give it: it is to log in again.
 fn mark_seen(sockets: &Arc<Sockets>) {
     let connections: Vec<String> = sockets.connections().keys().cloned().collect();
-    if connections.is_empty() {
+    // A node that the bus does not reach hears of no job: its builders must not look as if they waited.
+    if connections.is_empty() || sockets.bus.check().is_err() {
         return;
     }
     let sockets = sockets.clone();
     tokio::spawn(async move {
-        let mark = async {
-            let mut conn = sockets.pool.acquire().await?;
-            sessions::seen(&mut conn, &connections).await
-        };
-        if let Err(error) = mark.await {
-            tracing::warn!(%error, "cannot mark builders' connections as alive");
+        let mark = async { sessions::seen(&mut *sockets.pool.acquire().await?, &connections).await };
+        match mark.await {
+            Ok(seen) => {
+                let seen: HashSet<String> = seen.into_iter().collect();
+                for connection in connections.iter().filter(|connection| !seen.contains(*connection)) {
+                    if let Some(handle) = sockets.connections().get(connection) {
+                        let gone = "the session is gone, connect again".to_owned();
+                        // A full queue: the next period tells it again.
+                        let _ = handle.inputs.try_send(Input::Failed(gone));
+                    }
+                }
+            }
+            Err(error) => tracing::warn!(%error, "cannot mark builders' connections as alive"),
         }
     });
 }
@@ -97,6 +108,7 @@ fn deliver(sockets: &Arc<Sockets>, message: NodeMessage) {
             to_builder(sockets, builder, |_| Some(Input::Cancel { job: JobRef { job, attempt }, grace_s }));
         }
         NodeMessage::Disabled { builder } => to_builder(sockets, builder, |_| Some(Input::Disabled)),
+        NodeMessage::Undrain { builder } => to_builder(sockets, builder, |_| Some(Input::Undrain)),
         NodeMessage::Drain { builder } => to_builder(sockets, builder, |_| Some(Input::Drain)),
         NodeMessage::Superseded { builder, connection } => {
             to_builder(sockets, builder, |other| (other != connection).then_some(Input::Superseded));

@@ -19,7 +19,7 @@ use crate::{App, Sources, problem::Problem};
 use axum::{
     Router,
     extract::{State, WebSocketUpgrade, ws::rejection::WebSocketUpgradeRejection},
-    http::{HeaderMap, HeaderValue, StatusCode, header},
+    http::{HeaderMap, header},
     response::Response,
     routing::get,
 };
@@ -35,7 +35,10 @@ use effects::Input;
 use session::Config;
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 use tokio::sync::{Semaphore, mpsc};
@@ -58,6 +61,8 @@ pub(crate) struct Sockets {
     node: String,
     config: Config,
     connections: Mutex<HashMap<String, Handle>>,
+    /// Whether builders may log in: this node hears what is said to it.
+    open: AtomicBool,
     logins: Arc<Semaphore>,
     /// Every connection, and every attempt that still has something to store.
     tasks: TaskTracker,
@@ -86,6 +91,7 @@ impl Sockets {
                 login_timeout: Duration::from_secs(u64::from(app.config.login_timeout_s)),
             },
             connections: Mutex::default(),
+            open: AtomicBool::new(false),
             logins: Arc::new(Semaphore::new(MAX_LOGINS)),
             tasks: TaskTracker::new(),
             shutdown,
@@ -125,10 +131,11 @@ async fn upgrade(
         let spoken = format!("{SUBPROTOCOL_MSGPACK}, {SUBPROTOCOL_JSON}");
         Problem::bad_request(format!("offer one of the subprotocols that this node speaks: {spoken}"))
     })?;
-    let login = sockets.logins.clone().try_acquire_owned().map_err(|_| {
-        Problem::new(StatusCode::SERVICE_UNAVAILABLE, "this node has no room for another login now")
-            .with_header(header::RETRY_AFTER, HeaderValue::from_static("2"))
-    })?;
+    if !sockets.open.load(Ordering::Acquire) {
+        return Err(Problem::unavailable("this node lets no builder in yet"));
+    }
+    let login = sockets.logins.clone().try_acquire_owned();
+    let login = login.map_err(|_| Problem::unavailable("this node has no room for another login now"))?;
     let upgrade = upgrade
         .protocols([encoding.subprotocol()])
         .max_message_size(MAX_FRAME_BYTES)

@@ -10,12 +10,16 @@ use cratemill_protocol::{
     job::Timings,
     token::Token,
 };
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 /// Events of one attempt that may be under way; a builder that sends more does not wait for acknowledgements.
 pub(super) const MAX_UNACKED_EVENTS: u32 = 256;
 /// Ten times the default log limit of a job: a bound against a builder that enforces none.
 const MAX_LOG_BYTES: u64 = 160 << 20;
+/// Every tenth of a second of a day.
+const MAX_EVENTS: u64 = 864_000;
+/// How long a build has to end by itself when its cancel is repeated.
+const CANCEL_GRACE_S: u32 = 10;
 /// A builder works on no more jobs than it has slots.
 const MAX_RUNNING: usize = MAX_SLOTS as usize;
 
@@ -24,6 +28,8 @@ pub(super) struct Ready {
     attempts: HashMap<JobRef, Progress>,
     draining: bool,
     lease_s: u32,
+    /// A heartbeat is being answered: until then others wait for the next.
+    renewing: bool,
 }
 
 /// How far an attempt is.
@@ -33,23 +39,29 @@ struct Progress {
     received: u64,
     /// The newest event stored.
     stored: u64,
+    /// Text since this connection began; the offsets are the builder's own word.
+    log_bytes: u64,
+    accepted: bool,
     ended: bool,
+}
+
+impl Progress {
+    fn new(stored: u64, accepted: bool) -> Self {
+        Self { received: stored, stored, log_bytes: 0, accepted, ended: false }
+    }
 }
 
 impl Ready {
     /// Starts with what the builder resumes.
     pub(super) fn new(resumed: &[Resumed], draining: bool, lease_s: u32) -> Self {
         let attempts = resumed.iter().filter_map(|answer| match answer {
-            Resumed::Continue { job, attempt, next_seq, .. } => {
-                let stored = next_seq.saturating_sub(1);
-                Some((
-                    JobRef { job: *job, attempt: *attempt },
-                    Progress { received: stored, stored, ended: false },
-                ))
-            }
+            Resumed::Continue { job, attempt, next_seq, .. } => Some((
+                JobRef { job: *job, attempt: *attempt },
+                Progress::new(next_seq.saturating_sub(1), true),
+            )),
             Resumed::Lost { .. } => None,
         });
-        Self { attempts: attempts.collect(), draining, lease_s }
+        Self { attempts: attempts.collect(), draining, lease_s, renewing: false }
     }
 
     pub(super) fn message(&mut self, message: ClientMessage) -> Vec<Effect> {
@@ -60,7 +72,7 @@ impl Ready {
             ClientMessage::JobRequest { .. } => {
                 close(CloseReason::Protocol, "more slots than a builder may have")
             }
-            ClientMessage::JobAccepted(job) => self.work(job, Work::Accept),
+            ClientMessage::JobAccepted(job) => self.accepted(job),
             ClientMessage::JobRejected { job, attempt, why } => {
                 let why = format!("the builder rejected the job: {}", short(&why));
                 self.hand_back(JobRef { job, attempt }, FailureClass::Infrastructure, why)
@@ -88,10 +100,15 @@ impl Ready {
                 "events are numbered from 1 without gaps and end with the response",
             );
         }
-        if let Event::Log { offset, text } = &event.event
-            && (text.len() > MAX_LOG_CHUNK_BYTES || offset.saturating_add(text.len() as u64) > MAX_LOG_BYTES)
-        {
-            return close(CloseReason::Protocol, "the log is beyond the limits of the protocol");
+        if let Event::Log { offset, text } = &event.event {
+            progress.log_bytes += text.len() as u64;
+            let total = progress.log_bytes.max(offset.saturating_add(text.len() as u64));
+            if text.len() > MAX_LOG_CHUNK_BYTES || total > MAX_LOG_BYTES {
+                return close(CloseReason::Protocol, "the log is beyond the limits of the protocol");
+            }
+        }
+        if event.seq > MAX_EVENTS {
+            return close(CloseReason::Protocol, "more events than an attempt may have");
         }
         if progress.received - progress.stored >= u64::from(MAX_UNACKED_EVENTS) {
             return close(CloseReason::Flood, "too many events that are not acknowledged");
@@ -122,10 +139,11 @@ impl Ready {
         if heartbeat.running.len() > MAX_RUNNING {
             return close(CloseReason::Protocol, "more running jobs than a builder may have");
         }
+        let running: BTreeSet<_> = heartbeat.running.into_iter().collect();
         let (held, gone): (Vec<_>, Vec<_>) =
-            heartbeat.running.into_iter().partition(|job| self.attempts.contains_key(job));
+            running.into_iter().partition(|job| self.attempts.contains_key(job));
         let mut effects: Vec<_> = gone.into_iter().map(lease_lost).collect();
-        if !held.is_empty() {
+        if !held.is_empty() && !std::mem::replace(&mut self.renewing, true) {
             effects.push(Effect::Renew(held));
         }
         effects
@@ -142,8 +160,10 @@ impl Ready {
         effects
     }
 
-    fn work(&mut self, job: JobRef, work: Work) -> Vec<Effect> {
-        if self.attempts.contains_key(&job) { vec![Effect::Work(job, work)] } else { vec![lease_lost(job)] }
+    fn accepted(&mut self, job: JobRef) -> Vec<Effect> {
+        let Some(progress) = self.attempts.get_mut(&job) else { return vec![lease_lost(job)] };
+        let again = std::mem::replace(&mut progress.accepted, true);
+        if again { Vec::new() } else { vec![Effect::Work(job, Work::Accept)] }
     }
 
     /// Ends an attempt in the builder's name, so that the job goes back to the queue at once.
@@ -160,7 +180,11 @@ impl Ready {
         match input {
             Input::Assigned(job) => {
                 let of = JobRef { job: job.id, attempt: job.attempt };
-                self.attempts.insert(of, Progress { received: 0, stored: 0, ended: false });
+                if self.attempts.len() >= 2 * MAX_RUNNING {
+                    // What the builder never accepted was given to others long ago.
+                    self.attempts.retain(|_, progress| progress.accepted);
+                }
+                self.attempts.insert(of, Progress::new(0, false));
                 vec![Effect::Send(ServerMessage::Jobs { jobs: vec![*job] })]
             }
             Input::Stored { job, seq } => {
@@ -172,19 +196,12 @@ impl Ready {
                 self.attempts.remove(&job);
                 vec![Effect::Send(ServerMessage::JobDone(job))]
             }
-            Input::Renewed { held, lost } => self.renewed(held, lost),
+            Input::Renewed { held, cancelled, lost } => self.renewed(held, cancelled, lost),
             Input::LeaseLost(job) => {
                 self.attempts.remove(&job);
                 vec![lease_lost(job)]
             }
-            Input::Cancel { job, grace_s } if self.attempts.contains_key(&job) => {
-                vec![Effect::Send(ServerMessage::Cancel {
-                    job: job.job,
-                    attempt: job.attempt,
-                    grace_s,
-                    why: CancelReason::Cancelled,
-                })]
-            }
+            Input::Cancel { job, grace_s } if self.attempts.contains_key(&job) => vec![cancel(job, grace_s)],
             Input::Drain => {
                 self.draining = true;
                 vec![Effect::Ask { slots: 0 }, Effect::Send(ServerMessage::Drain)]
@@ -193,8 +210,14 @@ impl Ready {
         }
     }
 
-    fn renewed(&mut self, held: Vec<(JobRef, Token)>, lost: Vec<JobRef>) -> Vec<Effect> {
-        let mut effects = Vec::with_capacity(held.len() + lost.len());
+    fn renewed(
+        &mut self,
+        held: Vec<(JobRef, Token)>,
+        cancelled: Vec<JobRef>,
+        lost: Vec<JobRef>,
+    ) -> Vec<Effect> {
+        self.renewing = false;
+        let mut effects = Vec::with_capacity(held.len() + cancelled.len() + lost.len());
         for (job, token) in held {
             if self.attempts.contains_key(&job) {
                 effects.push(Effect::Send(ServerMessage::LeaseRenewed {
@@ -205,6 +228,8 @@ impl Ready {
                 }));
             }
         }
+        let running = |job: &JobRef| self.attempts.get(job).is_some_and(|progress| !progress.ended);
+        effects.extend(cancelled.into_iter().filter(running).map(|job| cancel(job, CANCEL_GRACE_S)));
         for job in lost {
             // One whose outcome is under way may be finished already: that is no loss.
             if self.attempts.get(&job).is_some_and(|progress| !progress.ended) {
@@ -220,6 +245,11 @@ impl Ready {
 pub(super) fn handed_back(job: JobRef, class: FailureClass, message: String, last_seq: u64) -> JobResponse {
     let outcome = Outcome::Failed { class, message, stage: None, timings: Timings::default() };
     JobResponse { job: job.job, attempt: job.attempt, outcome, last_seq, manifest: None, signature: None }
+}
+
+fn cancel(job: JobRef, grace_s: u32) -> Effect {
+    let why = CancelReason::Cancelled;
+    Effect::Send(ServerMessage::Cancel { job: job.job, attempt: job.attempt, grace_s, why })
 }
 
 fn lease_lost(job: JobRef) -> Effect {

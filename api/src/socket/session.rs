@@ -24,6 +24,8 @@ use std::time::{Duration, Instant};
 /// A busy builder with many slots stays far below; the burst covers a resend after a reconnect.
 const MESSAGES_PER_S: u32 = 2_000;
 const MESSAGES_BURST: u32 = 2 * MAX_UNACKED_EVENTS * 16;
+/// No attempt has as many events; it leaves room to count on.
+const MAX_SEQ: u64 = 1 << 40;
 /// Attempts that a builder may want to resume at once.
 const MAX_RESUMES: usize = MAX_SLOTS as usize;
 /// Missed heartbeats after which a builder is gone.
@@ -112,12 +114,14 @@ impl Session {
                 }
                 self.message(message)
             }
+            Input::KeepAlive if !self.bucket.take(now) => close(CloseReason::Flood, "too many frames"),
             Input::Malformed(why) => close(CloseReason::Protocol, why),
             Input::FrameTooLarge => {
                 close(CloseReason::FrameTooLarge, format!("a frame may have {MAX_FRAME_BYTES} bytes"))
             }
             Input::Disabled => close(CloseReason::Disabled, "the builder is disabled"),
             Input::Superseded => close(CloseReason::Superseded, "the builder logged in again"),
+            Input::Undrain => close(CloseReason::Draining, "the builder drains no longer, connect again"),
             Input::Shutdown => close(CloseReason::Draining, "this node goes away, connect again"),
             Input::Failed(why) => close(CloseReason::Internal, why),
             Input::Tick => self.tick(now),
@@ -149,6 +153,7 @@ impl Session {
             && hello.fingerprint.len() <= MAX_TEXT_BYTES
             && hello.targets.len() <= MAX_TARGETS
             && hello.resume.len() <= MAX_RESUMES
+            && hello.resume.iter().all(|resume| resume.next_seq <= MAX_SEQ)
             && (1..=MAX_SLOTS).contains(&hello.slots);
         if !sane {
             return close(CloseReason::Protocol, "hello is beyond the limits of the protocol");

@@ -290,7 +290,7 @@ fn a_response_comes_last_and_counts_once() {
 #[test]
 fn a_lost_lease_stops_the_attempt() {
     let (mut fixture, of) = Fixture::with_job();
-    let effects = fixture.tell(Input::Renewed { held: vec![], lost: vec![of] });
+    let effects = fixture.tell(Input::Renewed { held: vec![], cancelled: vec![], lost: vec![of] });
     assert!(matches!(
         &effects[..],
         [Effect::Send(ServerMessage::Cancel { why: CancelReason::LeaseLost, grace_s: 0, .. })]
@@ -331,4 +331,55 @@ fn a_draining_builder_asks_for_nothing() {
         vec![Effect::Ask { slots: 0 }, Effect::Send(ServerMessage::Drain)]
     );
     assert_eq!(fixture.say(ClientMessage::JobRequest { slots: 2 }), vec![Effect::Ask { slots: 0 }]);
+}
+
+#[test]
+fn offsets_are_not_believed() {
+    let (mut fixture, of) = Fixture::with_job();
+    let chunk = "x".repeat(MAX_LOG_CHUNK_BYTES);
+    let closed = (1..=10_000).find(|seq| {
+        fixture.now += Duration::from_millis(10);
+        fixture.tell(Input::Stored { job: of, seq: seq - 1 });
+        // Always at offset 0.
+        matches!(
+            fixture.say(log(of, *seq, &chunk)).last(),
+            Some(Effect::Close { reason: CloseReason::Protocol, .. })
+        )
+    });
+    assert!(closed.is_some(), "a log without an end fills the bus for everybody");
+}
+
+#[test]
+fn heartbeats_are_answered_one_at_a_time() {
+    let (mut fixture, of) = Fixture::with_job();
+    let heartbeat = || ClientMessage::Heartbeat(Heartbeat { load: Load::default(), running: vec![of, of] });
+    assert_eq!(fixture.say(heartbeat()), vec![Effect::Renew(vec![of])]);
+    assert_eq!(fixture.say(heartbeat()), vec![], "the first is still being answered");
+    let answer = Input::Renewed { held: vec![(of, Token::new("t2"))], cancelled: vec![of], lost: vec![] };
+    let effects = fixture.tell(answer);
+    assert!(
+        matches!(
+            &effects[..],
+            [
+                Effect::Send(ServerMessage::LeaseRenewed { lease_s: 60, .. }),
+                Effect::Send(ServerMessage::Cancel { why: CancelReason::Cancelled, .. })
+            ]
+        ),
+        "a cancel that was lost is said again: {effects:?}"
+    );
+    assert_eq!(fixture.say(heartbeat()), vec![Effect::Renew(vec![of])]);
+}
+
+#[test]
+fn keep_alives_are_counted() {
+    let mut fixture = Fixture::ready();
+    let closed = (0..100_000).any(|_| !fixture.tell(Input::KeepAlive).is_empty());
+    assert!(closed && fixture.session.is_closed());
+}
+
+#[test]
+fn a_builder_that_drains_no_longer_comes_back() {
+    let mut fixture = Fixture::ready();
+    fixture.tell(Input::Drain);
+    assert_closed(&fixture.tell(Input::Undrain), CloseReason::Draining);
 }

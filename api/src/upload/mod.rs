@@ -17,7 +17,7 @@ use axum::{
     extract::State,
     http::{HeaderMap, StatusCode, header},
 };
-use cratemill_protocol::{ArtifactName, Attempt, JobId, Sha256Hex};
+use cratemill_protocol::{ArtifactName, Attempt, JobId, Sha256Hex, manifest::MAX_ARTIFACTS};
 use cratemill_service::clock;
 use cratemill_store::uploads::{self, Upload};
 use pipe::Broken;
@@ -116,6 +116,11 @@ async fn store(
     let again = known
         .iter()
         .any(|known| known.name == upload.name && known.sha256 == upload.sha256 && known.size == upload.size);
+    let replaced = known.iter().find(|known| known.name == upload.name);
+    if replaced.is_none() && known.len() >= MAX_ARTIFACTS {
+        let detail = format!("an attempt may put {MAX_ARTIFACTS} files, as many as a manifest may name");
+        return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, detail));
+    }
     if again {
         // The answer to the first was lost. The client must get rid of the body before it reads ours.
         pipe::verify(body, upload.size.unsigned_abs(), upload.sha256, None).await.map_err(refuse)?;
@@ -128,6 +133,9 @@ async fn store(
         if !uploads::record(&mut *app.pool.acquire().await?, job, attempt, &upload).await? {
             discard(&app, &upload).await;
             return Err(lost(job, attempt));
+        }
+        if let Some(replaced) = replaced {
+            discard(&app, replaced).await;
         }
     }
     let Upload { name, size, sha256, .. } = upload;

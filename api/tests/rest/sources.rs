@@ -13,7 +13,10 @@ const BASE: &str = "/api/v1/jobs/1";
 
 /// A private registry: it gives one file to who has its token. Ends with the test's runtime.
 async fn registry() -> String {
-    let file = async |headers: HeaderMap| match headers.get("authorization").map(|value| value.as_bytes()) {
+    let file = async |headers: HeaderMap| match headers
+        .get("authorization")
+        .map(axum::http::HeaderValue::as_bytes)
+    {
         Some(b"registry-secret") => "a crate".into_response(),
         _ => StatusCode::UNAUTHORIZED.into_response(),
     };

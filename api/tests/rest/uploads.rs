@@ -61,6 +61,10 @@ async fn a_file_is_stored_and_recorded(pool: PgPool) {
     let other = Sha256Hex::of(b"other").to_string();
     assert_eq!(node.send(put(PATH, &token, &other, "5", Body::from("other"))).await.status, 201);
     assert_eq!(recorded(&pool).await[0].sha256.to_string(), other);
+    assert!(
+        node.app.objects.get_bytes(&first[0].object, 1_000_000).await.is_err(),
+        "what was replaced is gone"
+    );
     // An empty file is a file.
     let empty = Sha256Hex::of(b"").to_string();
     let path = "/api/v1/jobs/1/artifacts/empty+1.txt";

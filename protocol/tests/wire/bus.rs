@@ -97,6 +97,7 @@ fn messages_to_nodes() {
     let superseded = NodeMessage::Superseded { builder: BUILDER, connection: "c-1".into() };
     check(&mut golden, "superseded", &superseded);
     check(&mut golden, "drain", &NodeMessage::Drain { builder: BUILDER });
+    check(&mut golden, "undrain", &NodeMessage::Undrain { builder: BUILDER });
     golden.close();
 }
 

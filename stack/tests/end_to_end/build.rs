@@ -1,6 +1,9 @@
 //! From a registry to verified, counted downloads.
 
-use super::scene::{Scene, until};
+use super::{
+    events::Viewer,
+    scene::{Scene, until},
+};
 use cratemill_stack::{
     cluster::Options, fixtures::Registry, fixtures::crates, fixtures::registry, services::Role,
 };
@@ -77,7 +80,7 @@ async fn logs_are_the_same_everywhere(scene: &Scene) {
     let end = scene.viewer(&["builds"]).await.job_end("script-bin", "tarball").await;
     let job = &end["job"];
     let topic = format!("job.{job}.log");
-    let mut viewer = super::events::Viewer::open(&scene.cluster.lb_url(), &[&topic], None).await;
+    let mut viewer = Viewer::open(&scene.cluster.lb_url(), &[&topic], None).await;
     let mut seen = String::new();
     loop {
         let frame = viewer.next().await;
@@ -85,6 +88,8 @@ async fn logs_are_the_same_everywhere(scene: &Scene) {
             "log" => {
                 assert_eq!(frame.data["offset"], seen.len(), "no gap and no repeat");
                 seen.push_str(frame.data["text"].as_str().unwrap());
+                // Every viewer may lose its connection after any event, and goes on with its id.
+                viewer = Viewer::open(&scene.cluster.lb_url(), &[&topic], Some(&frame.id)).await;
             }
             "end" => break,
             _ => {}
@@ -174,7 +179,7 @@ async fn a_signature_verifies_with_ssh_keygen(scene: &Scene) {
 }
 
 async fn yanks_and_new_versions_are_noticed(scene: &Scene) {
-    let mut viewer = super::events::Viewer::open(&scene.cluster.lb_url(), &["crate.hello-bin"], None).await;
+    let mut viewer = Viewer::open(&scene.cluster.lb_url(), &["crate.hello-bin"], None).await;
     scene.registry.publish(&crates::hello_bin("1.3.0").unwrap()).unwrap();
     scene.registry.yank("hello-bin", "1.2.3", true).unwrap();
     let yanked = viewer.wait_for(|frame| frame.event == "version" && frame.data["change"] == "yanked").await;

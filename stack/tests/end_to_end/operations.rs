@@ -4,7 +4,11 @@ use super::{
     peer::{METADATA, Peer, new_key, put, register},
     scene::{Scene, until},
 };
-use cratemill_protocol::{Sha256Hex, builder::Event, codec::Encoding};
+use cratemill_protocol::{
+    Sha256Hex,
+    builder::{CloseReason, Event},
+    codec::Encoding,
+};
 use cratemill_stack::{cluster::Options, fixtures::crates, services::Service};
 use serde_json::Value;
 
@@ -91,25 +95,62 @@ async fn reconnect(scene: &Scene, key: ssh_key::PrivateKey) -> Peer {
     Peer::connect(&scene.cluster, Encoding::MsgPack, key).await
 }
 
-/// SIGTERM: each service ends by itself, with success, and builders are told to go elsewhere.
+/// SIGTERM: builders are told to go elsewhere, counts are not lost, and each service ends by itself, with success.
 #[tokio::test(flavor = "multi_thread")]
 async fn services_drain_on_sigterm() {
-    let scene =
-        Scene::start(&[crates::hello_bin("1.0.0").unwrap()], Options { api: 2, ..Options::default() }).await;
+    let options = Options { api: 2, builder: 0, ..Options::default() };
+    let mut scene = Scene::start(&[crates::hello_bin("1.0.0").unwrap()], options).await;
+    let key = new_key();
+    register(&scene.client, "peer", &key, scene.cluster.targets()).await;
+    let mut peer = Peer::connect(&scene.cluster, Encoding::MsgPack, key.clone()).await;
+    peer.login().await;
+    scene.enqueue("hello-bin", "metadata").await;
+    let job = peer.take_job().await;
+    let sha256 = Sha256Hex::of(METADATA).to_string();
+    assert_eq!(put(&scene.client, &job, "m.json", job.token.secret(), METADATA, &sha256).await, 201);
+
+    // The node that has the builder drains: the job goes on at the other.
+    let node = node_of(&scene).await;
+    let draining = scene.cluster.api.iter().position(|service| service.name() == node).unwrap();
+    let stopping = scene.cluster.api[draining].stop();
+    let (stopped, reason) = tokio::join!(stopping, peer.close_reason());
+    stopped.unwrap();
+    assert_eq!(reason, CloseReason::Draining);
+    let mut peer = reconnect(&scene, key).await;
+    assert_eq!(peer.resume(&job).await, 1);
+    peer.succeed(&job, "m.json", METADATA, 0, |_| {}).await;
+    let end = scene.viewer(&[&format!("job.{}", job.id)]).await.job_end("hello-bin", "metadata").await;
+    assert_eq!((end["state"].as_str(), end["attempt"].as_i64()), (Some("succeeded"), Some(1)));
+
+    // A download that was answered is counted, whatever stops right after it.
+    let body = scene.get("/api/v1/crates/hello-bin/1.0.0/any/metadata").await;
+    assert_eq!(body.bytes().await.unwrap(), METADATA);
+    let other = 1 - draining;
+    scene.cluster.api[other].stop().await.unwrap();
+    let pool = sqlx::PgPool::connect(&scene.cluster.postgres.url()).await.unwrap();
+    until("the download's count", async || {
+        let count: Option<i64> = sqlx::query_scalar("SELECT sum(count)::bigint FROM downloads_daily")
+            .fetch_one(&pool)
+            .await
+            .unwrap();
+        (count == Some(1)).then_some(())
+    })
+    .await;
+    pool.close().await;
+    all_said_that_they_ended(scene).await;
+}
+
+async fn all_said_that_they_ended(scene: Scene) {
     // Opened before they are removed with the cluster's folder.
-    let roles = ["api-1", "api-2", "live-1", "dispatcher-1", "counter-1", "builder-1"];
     let log = |name: &str| scene.cluster.data_dir().join("log").join(format!("{name}.log"));
-    let logs: Vec<_> = roles.map(|name| (name, std::fs::File::open(log(name)).unwrap())).into();
+    let names = ["api-1", "api-2", "live-1", "dispatcher-1", "counter-1"];
+    let logs = names.map(|name| (name, std::fs::File::open(log(name)).unwrap()));
     scene.cluster.stop().await.unwrap();
     for (name, mut file) in logs {
         let mut text = String::new();
         std::io::Read::read_to_string(&mut file, &mut text).unwrap();
-        assert!(!text.contains("panicked"), "{}:\n{text}", name);
-        assert!(!text.contains("\"level\":\"ERROR\""), "{}:\n{text}", name);
-        assert!(
-            text.contains("ended") || text.contains("Builder stopped"),
-            "{} did not say that it ended:\n{text}",
-            name
-        );
+        assert!(!text.contains("panicked"), "{name}:\n{text}");
+        assert!(!text.contains("\"level\":\"ERROR\""), "{name}:\n{text}");
+        assert!(text.contains("\"message\":\"ended\""), "{name} did not end by itself:\n{text}");
     }
 }

@@ -69,7 +69,8 @@ async fn sessions_of_dead_nodes_end(pool: PgPool) {
     let first = connected(&mut tx, "first", LINUX).await;
     let second = builder(&mut tx, "second", LINUX).await;
     sessions::open(&mut tx, second, "c-2", "node-2", &[target(LINUX)]).await.unwrap();
-    sessions::seen(&mut tx, &["c-2".into(), "unknown".into()]).await.unwrap();
+    let seen = sessions::seen(&mut tx, &["c-2".into(), "unknown".into()]).await.unwrap();
+    assert_eq!(seen, ["c-2"], "the other has no session");
     assert!(sessions::expire(&mut tx, 60).await.unwrap().is_empty());
     assert_eq!(sessions::close_all_of_node(&mut tx, "node-2").await.unwrap(), 1);
     assert_eq!(sessions::expire(&mut tx, -1).await.unwrap(), [(first, "first".to_owned())]);

@@ -26,7 +26,8 @@ async fn a_job_goes_all_the_way(pool: PgPool) {
     for stage in [Stage::Fetch, Stage::Build, Stage::Build, Stage::Upload] {
         assert!(queue::set_stage(&mut tx, job, attempt, builder, stage).await.unwrap());
     }
-    assert_eq!(queue::renew(&mut tx, builder, &[(job, attempt)], 60).await.unwrap(), [(job, attempt)]);
+    let held = queue::Renewed { job, attempt, cancel_requested: false };
+    assert_eq!(queue::renew(&mut tx, builder, &[(job, attempt)], 60).await.unwrap(), [held]);
     assert!(uploads::allowed(&mut tx, job, attempt).await.unwrap());
     record(&mut tx, &running, "a.tar.gz").await;
 
@@ -80,7 +81,8 @@ async fn an_attempt_that_lost_the_job_changes_nothing(pool: PgPool) {
     assert!(!queue::set_stage(&mut tx, job, attempt, old.builder, Stage::Build).await.unwrap());
     assert!(queue::renew(&mut tx, old.builder, &[(job, attempt)], 60).await.unwrap().is_empty());
     fenced(&mut tx, old.job, old.attempt, old.builder).await;
-    assert_eq!(queue::renew(&mut tx, other, &[(job, attempt)], 60).await.unwrap(), [(job, attempt)]);
+    let held = queue::Renewed { job, attempt, cancel_requested: false };
+    assert_eq!(queue::renew(&mut tx, other, &[(job, attempt)], 60).await.unwrap(), [held]);
 }
 
 #[sqlx::test(migrations = "../migrations")]
