@@ -52,6 +52,7 @@ pub struct Args {
     /// Seconds to finish running jobs after SIGTERM.
     #[arg(long, env = "DRAIN_S", default_value_t = 30)]
     pub drain_s: u64,
+    /// How the builder's own messages on standard error look.
     #[arg(long, env = "LOG_FORMAT", value_enum, default_value_t = LogFormat::Auto)]
     pub log_format: LogFormat,
 }
@@ -80,7 +81,9 @@ pub struct CapArgs {
 pub enum LogFormat {
     /// Text on a terminal, JSON otherwise.
     Auto,
+    /// Lines for people.
     Text,
+    /// An object a line, for machines.
     Json,
 }
 
@@ -271,5 +274,12 @@ mod tests {
         assert!(parse(&["--key", "k", "--agent"]).is_err());
         assert!(parse(&["--key", "k", "--slots", "0"]).is_err());
         assert!(parse(&["--key", "k", "--target", "NOT A TARGET"]).is_err());
+    }
+    #[test]
+    fn every_flag_is_explained() {
+        let command = <Args as clap::CommandFactory>::command();
+        for argument in command.get_arguments() {
+            assert!(argument.get_help().is_some(), "{}", argument.get_id());
+        }
     }
 }
