@@ -27,7 +27,7 @@ pub(super) enum Error {
     #[error("Cargo.toml has a [{0}] section, which no published crate has")]
     Section(&'static str),
     #[error("cannot read Cargo.toml: {0}")]
-    Disk(#[from] io::Error),
+    Disk(io::Error),
 }
 
 /// Checks the manifest in `root` and those it leads to by path.
@@ -56,13 +56,23 @@ pub(super) fn check(root: &Path, index: Option<&str>) -> Result<(), Error> {
 fn read(path: &Path) -> Result<Option<Table>, Error> {
     let metadata = match fs::metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        metadata => metadata?,
+        metadata => metadata.map_err(unreadable)?,
     };
     if metadata.len() > MAX_MANIFEST_BYTES {
         return Err(Error::Malformed(format!("it is larger than {MAX_MANIFEST_BYTES} bytes")));
     }
-    let text = String::from_utf8(fs::read(path)?).map_err(|_| Error::Malformed("it is not UTF-8".into()))?;
+    let bytes = fs::read(path).map_err(unreadable)?;
+    let text = String::from_utf8(bytes).map_err(|_| Error::Malformed("it is not UTF-8".into()))?;
     text.parse().map(Some).map_err(|error: toml::de::Error| Error::Malformed(error.message().to_owned()))
+}
+
+/// Tells a path that leads to no file, which is the crate's fault, from what is wrong with our disk.
+fn unreadable(error: io::Error) -> Error {
+    use io::ErrorKind::{InvalidFilename, InvalidInput, IsADirectory, NotADirectory};
+    match error.kind() {
+        NotADirectory | IsADirectory | InvalidFilename | InvalidInput => Error::Malformed(error.to_string()),
+        _ => Error::Disk(error),
+    }
 }
 
 fn check_sections(manifest: &Table) -> Result<(), Error> {
@@ -179,5 +189,14 @@ mod tests {
         let outer = "[dependencies]\na = { path = \"a\" }\n";
         let error = check_text(&[("Cargo.toml", outer), ("a/Cargo.toml", inner)]).unwrap_err();
         assert!(error.to_string().contains("\"b\" is from a git repository"), "{error}");
+    }
+    #[test]
+    fn a_path_that_leads_to_no_file_is_the_crates_fault() {
+        let long = "x".repeat(300);
+        for path in ["Cargo.toml", "nul\\u0000byte", long.as_str(), "folder"] {
+            let outer = format!("[dependencies]\na = {{ path = \"{path}\" }}\n");
+            let error = check_text(&[("Cargo.toml", &outer), ("folder/Cargo.toml/x", "")]).unwrap_err();
+            assert!(matches!(error, Error::Malformed(_)), "{path}: {error}");
+        }
     }
 }

@@ -63,13 +63,13 @@ pub(super) fn unpack(reader: impl Read, root: &str, into: &Path, max_bytes: u64)
                     return Err(Error::TooMany);
                 }
                 match kind {
-                    EntryType::Directory => make_folder(&into.join(path))?,
+                    EntryType::Directory => make_folder(into, &path)?,
                     EntryType::Regular | EntryType::Continuous => {
                         unpacked.bytes += entry.size();
                         if unpacked.bytes > max_bytes {
                             return Err(Error::TooLarge(max_bytes));
                         }
-                        write_file(&mut entry, &into.join(path))?;
+                        write_file(&mut entry, into, &path)?;
                     }
                     _ => return Err(hostile(&name, "neither a file nor a folder")),
                 }
@@ -138,24 +138,29 @@ fn safe_path(name: &[u8], root: &str) -> Result<PathBuf, Error> {
     Ok(safe)
 }
 
-fn make_folder(path: &Path) -> Result<(), Error> {
-    fs::create_dir_all(path).map_err(Error::Disk)
+/// Tells what is wrong with the path, which is the crate's fault, from what is wrong with our disk.
+fn unwritable(path: &Path, error: io::Error) -> Error {
+    let why = match error.kind() {
+        io::ErrorKind::AlreadyExists | io::ErrorKind::IsADirectory => "the same path twice",
+        io::ErrorKind::NotADirectory => "a path below a file",
+        io::ErrorKind::InvalidFilename | io::ErrorKind::InvalidInput => "a name that no file can have",
+        _ => return Error::Disk(error),
+    };
+    hostile(path.as_os_str().as_encoded_bytes(), why)
 }
 
-fn write_file(entry: &mut Entry<'_, impl Read>, path: &Path) -> Result<(), Error> {
+fn make_folder(into: &Path, path: &Path) -> Result<(), Error> {
+    fs::create_dir_all(into.join(path)).map_err(|error| unwritable(path, error))
+}
+
+fn write_file(entry: &mut Entry<'_, impl Read>, into: &Path, path: &Path) -> Result<(), Error> {
     if let Some(folder) = path.parent() {
-        make_folder(folder)?;
+        make_folder(into, folder)?;
     }
     let executable = entry.header().mode().is_ok_and(|mode| mode & 0o111 != 0);
     let mode = if executable { 0o755 } else { 0o644 };
-    let mut file = match OpenOptions::new().write(true).create_new(true).mode(mode).open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            return Err(hostile(path.as_os_str().as_encoded_bytes(), "the same path twice"));
-        }
-        Err(error) => return Err(Error::Disk(error)),
-    };
-    copy(entry, &mut file)
+    let file = OpenOptions::new().write(true).create_new(true).mode(mode).open(into.join(path));
+    copy(entry, &mut file.map_err(|error| unwritable(path, error))?)
 }
 
 /// Tells a broken archive, which is the crate's, from a full disk, which is ours.

@@ -85,3 +85,35 @@ fn long_names_work_and_modes_are_plain() {
     let metadata = std::fs::metadata(dir.path().join(long)).unwrap();
     assert_eq!(metadata.permissions().mode() & 0o7777, 0o755);
 }
+
+/// A class of failure that is tried again is for our own faults; these are the same at every try.
+#[test]
+fn paths_that_cannot_be_are_the_archives_fault() {
+    use super::unpack::Error;
+    let long = format!("demo-1.0.0/{}", "x".repeat(300));
+    for (paths, why) in [
+        (&[(b'0', "demo-1.0.0/a"), (b'0', "demo-1.0.0/a/b")][..], "the same path twice"),
+        (&[(b'0', "demo-1.0.0/a"), (b'0', "demo-1.0.0/a/b/c")], "a path below a file"),
+        (&[(b'0', "demo-1.0.0/a"), (b'5', "demo-1.0.0/a")], "the same path twice"),
+        (&[(b'5', "demo-1.0.0/a"), (b'0', "demo-1.0.0/a")], "the same path twice"),
+        (&[(b'L', &long)], "a name that no file can have"),
+    ] {
+        let mut archive = Vec::new();
+        for (kind, path) in paths {
+            if *kind == b'L' {
+                archive.extend(header(b'L', "long", path.len() as u64));
+                archive.extend(path.as_bytes());
+                archive.resize(archive.len().next_multiple_of(512), 0);
+                archive.extend(header(b'0', "short", 0));
+            } else {
+                archive.extend(header(*kind, path, 0));
+            }
+        }
+        archive.resize(archive.len() + 1_024, 0);
+        let dir = tempfile::tempdir().unwrap();
+        match unpack(&gzip(&archive)[..], "demo-1.0.0", dir.path(), MAX_BYTES) {
+            Err(Error::Hostile { why: said, .. }) => assert_eq!(said, why, "{paths:?}"),
+            other => panic!("{paths:?}: {other:?}"),
+        }
+    }
+}
