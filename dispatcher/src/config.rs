@@ -69,8 +69,8 @@ pub struct JobLimits {
     /// All files that a job writes, in MiB.
     #[arg(long, env = "JOB_OUTPUT_MIB", default_value_t = mib(Limits::default().output_bytes), value_parser = clap::value_parser!(u64).range(1..MAX_MIB))]
     pub job_output_mib: u64,
-    /// Log of a job, in MiB.
-    #[arg(long, env = "JOB_LOG_MIB", default_value_t = mib(Limits::default().log_bytes), value_parser = clap::value_parser!(u64).range(1..=1_024))]
+    /// Output of a job that becomes its log, in MiB.
+    #[arg(long, env = "JOB_LOG_MIB", default_value_t = mib(Limits::default().log_bytes), value_parser = clap::value_parser!(u64).range(1..=MAX_LOG_MIB))]
     pub job_log_mib: u64,
     /// The .crate file, in MiB.
     #[arg(long, env = "JOB_SOURCE_MIB", default_value_t = mib(Limits::default().source_bytes), value_parser = clap::value_parser!(u64).range(1..MAX_MIB))]
@@ -80,6 +80,8 @@ pub struct JobLimits {
     pub job_unpacked_mib: u64,
 }
 
+/// As text this is up to three times as long, and an API node takes no more than 160 MiB of an attempt's log.
+const MAX_LOG_MIB: u64 = 48;
 /// A byte count of so many MiB still fits 64 bits.
 const MAX_MIB: u64 = 1 << 40;
 
@@ -155,6 +157,7 @@ mod tests {
             "--watch-interval-s=0",
             "--nats-replicas=9",
             "--job-log-mib=0",
+            "--job-log-mib=49",
             "--lease-s=1",
         ] {
             assert!(Config::try_parse_from(NEEDED.iter().chain([&bad])).is_err(), "{bad}");

@@ -33,7 +33,7 @@ pub struct Log {
 }
 
 impl Assembler {
-    /// Takes at most `most` bytes of text; a builder cuts its log long before.
+    /// Takes at most `most` bytes of text; a builder ends a job that writes so much.
     pub fn new(most: u64) -> Self {
         let gzip = GzEncoder::new(Vec::new(), Compression::default());
         Self { gzip, bytes: 0, offset: 0, most, last_seq: 0, gaps: false, ended: false }

@@ -38,6 +38,10 @@ const CONCURRENCY: usize = 4;
 /// Events that are not there by then were lost with their node.
 const OVERDUE_S: f64 = 10.0;
 const PATIENCE: Duration = Duration::from_secs(5);
+/// What a builder adds of its own: the lines that say what it does, some hundred bytes each.
+const NOTES_BYTES: u64 = 1 << 20;
+/// A byte that is no text becomes a replacement character, which is this long.
+const TEXT_PER_BYTE: u64 = 3;
 
 /// What archiving needs.
 #[derive(Debug, Clone)]
@@ -45,8 +49,13 @@ pub struct Archive {
     pub pool: PgPool,
     pub bus: Bus,
     pub objects: Objects,
-    /// The most log that a job may write.
+    /// The most output that a job may write.
     pub log_bytes: u64,
+}
+
+/// The longest text that a job's output becomes on the bus.
+fn longest_text(log_bytes: u64) -> u64 {
+    log_bytes.saturating_mul(TEXT_PER_BYTE).saturating_add(NOTES_BYTES)
 }
 
 pub async fn run(archive: Archive, wakes: Arc<Wakes>, shutdown: CancellationToken) -> anyhow::Result<()> {
@@ -92,7 +101,7 @@ impl Archive {
     /// Archives one log, unless parts of it are still on their way.
     async fn archive(&self, stream: &Stream, attempt: &ToArchive) -> anyhow::Result<()> {
         let (job, number) = (attempt.job, attempt.attempt);
-        let log = read::read(stream, job, number, self.log_bytes).await?;
+        let log = read::read(stream, job, number, longest_text(self.log_bytes)).await?;
         let last_seq = attempt.last_seq.map_or(0, i64::unsigned_abs);
         if !log.is_complete(last_seq) {
             if attempt.ended_ago_s < OVERDUE_S {
