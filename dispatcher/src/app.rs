@@ -7,7 +7,7 @@ use crate::{
     logs::{self, Archive},
     outage::{Outage, pause},
     outbox, outcomes,
-    registry::{self, answer::Refreshes, client::Registry},
+    registry::{self, answer::Refreshes, client::Registry, renewal},
     requests, rescue,
     wakes::{self, Wakes},
 };
@@ -108,6 +108,7 @@ fn start(
     context.essential("logs", logs::run(archive, wakes.clone(), shutdown()));
     context.essential("log sweep", logs::sweep::run(pool(), bus(), shutdown()));
 
+    context.essential("index configuration", renewal::run(registry.clone(), shutdown()));
     let refreshes = Refreshes::new(pool(), registry.clone());
     context.essential("registry requests", registry::answer::run(bus(), refreshes, shutdown()));
     let watch = registry::watch::run(pool(), registry.clone(), config.registry.clone(), shutdown());

@@ -53,7 +53,13 @@ pub struct Assignment {
 pub async fn run(assignment: Assignment, shutdown: CancellationToken) -> anyhow::Result<()> {
     let mut outage = Outage::new("assignment");
     while !shutdown.is_cancelled() {
-        match assignment.rounds().await {
+        // The first round waits for the registry, which may hang; a round that has begun tells the nodes what it did.
+        let Some(config) = shutdown.run_until_cancelled(assignment.registry.config()).await else { break };
+        let rounds = match config {
+            Ok(config) => assignment.rounds(&config).await,
+            Err(error) => Err(error.into()),
+        };
+        match rounds {
             Ok(wait) => {
                 outage.over();
                 tokio::select! {
@@ -72,11 +78,10 @@ pub async fn run(assignment: Assignment, shutdown: CancellationToken) -> anyhow:
 
 impl Assignment {
     /// Rounds for as long as something is assigned; returns when to look again.
-    async fn rounds(&self) -> anyhow::Result<Duration> {
+    async fn rounds(&self, config: &IndexConfig) -> anyhow::Result<Duration> {
         // Leases that no node hears of would only run out.
         self.bus.check().map_err(|why| anyhow!("the bus is away: {why}"))?;
-        let config = self.registry.config().await?;
-        while self.round(&config).await? > 0 {}
+        while self.round(config).await? > 0 {}
         let mut conn = self.pool.acquire().await?;
         let due = queue::next_due(&mut conn).await?;
         let wait = due.and_then(|due| Duration::try_from(due - OffsetDateTime::now_utc()).ok());

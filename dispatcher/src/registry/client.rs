@@ -12,11 +12,10 @@ use reqwest::{
     },
 };
 use std::{
-    sync::Arc,
-    time::{Duration, Instant},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 use time::{OffsetDateTime, format_description::well_known::Rfc2822};
-use tokio::sync::Mutex;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// A whole answer; the largest index entries take a second on a slow line.
@@ -25,10 +24,6 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 const MAX_ENTRY_BYTES: usize = 32 << 20;
 const MAX_CONFIG_BYTES: usize = 64 << 10;
 const MAX_FEED_BYTES: usize = 8 << 20;
-/// A registry seldom changes where its files are.
-const CONFIG_TTL: Duration = Duration::from_hours(1);
-/// After a failure the old configuration serves on, and the registry is asked again after this.
-const CONFIG_RETRY: Duration = Duration::from_secs(10);
 /// Where "busy" comes without a time.
 const DEFAULT_RETRY_AFTER: Duration = Duration::from_secs(30);
 /// No registry makes us wait longer than this.
@@ -55,7 +50,9 @@ pub struct Registry {
     http: Client,
     index: IndexUrl,
     token: Option<Token>,
-    config: Mutex<Option<(Instant, Arc<IndexConfig>)>>,
+    config: Mutex<Option<Arc<IndexConfig>>>,
+    /// Held by the one that reads `config.json`.
+    fetching: tokio::sync::Mutex<()>,
 }
 
 impl Registry {
@@ -66,34 +63,40 @@ impl Registry {
             .timeout(TIMEOUT)
             .redirect(reqwest::redirect::Policy::limited(5))
             .build()?;
-        Ok(Self { http, index, token, config: Mutex::default() })
+        Ok(Self { http, index, token, config: Mutex::default(), fetching: tokio::sync::Mutex::default() })
     }
 
     pub fn index(&self) -> &IndexUrl {
         &self.index
     }
 
-    /// The index's `config.json`; once read it is always there, if old.
+    /// The index's `config.json`; once read it is always there, if old, and nobody waits for it.
     pub async fn config(&self) -> Result<Arc<IndexConfig>, Error> {
-        let mut cached = self.config.lock().await;
-        if let Some((good_until, config)) = &*cached
-            && Instant::now() < *good_until
-        {
-            return Ok(Arc::clone(config));
+        if let Some(config) = self.cached() {
+            return Ok(config);
         }
-        match (self.fetch_config().await, &mut *cached) {
-            (Ok(config), cached) => {
-                let config = Arc::new(config);
-                *cached = Some((Instant::now() + CONFIG_TTL, Arc::clone(&config)));
-                Ok(config)
-            }
-            (Err(error), Some((good_until, config))) => {
-                tracing::warn!(%error, "cannot read the index's config.json again, the old one serves on");
-                *good_until = Instant::now() + CONFIG_RETRY;
-                Ok(Arc::clone(config))
-            }
-            (Err(error), None) => Err(error),
+        let fetching = self.fetching.lock().await;
+        // Whoever was fetching has it.
+        match self.cached() {
+            Some(config) => Ok(config),
+            None => self.fetch(&fetching).await,
         }
+    }
+
+    /// Reads `config.json` again; what was read before serves on until then, and after a failure.
+    pub async fn renew_config(&self) -> Result<(), Error> {
+        let fetching = self.fetching.lock().await;
+        self.fetch(&fetching).await.map(drop)
+    }
+
+    fn cached(&self) -> Option<Arc<IndexConfig>> {
+        self.config.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    async fn fetch(&self, _alone: &tokio::sync::MutexGuard<'_, ()>) -> Result<Arc<IndexConfig>, Error> {
+        let config = Arc::new(self.fetch_config().await?);
+        *self.config.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&config));
+        Ok(config)
     }
 
     /// Asks without the token first, as cargo does: only a registry that wants it gets it.

@@ -1,13 +1,14 @@
 //! The registry: its index is read, what it says is brought into the database, and new versions become jobs.
 //!
 //! [`client`] talks HTTP, [`lines`], [`feed`] and [`template`] parse, [`refresh`] brings one crate up to date,
-//! [`watch`] does so for the watched crates, and [`answer`] on request.
+//! [`watch`] does so for the watched crates, and [`answer`] on request. [`renewal`] keeps the index's configuration.
 
 pub mod answer;
 pub mod client;
 pub mod feed;
 pub mod lines;
 pub mod refresh;
+pub mod renewal;
 pub mod template;
 pub mod watch;
 

@@ -10,15 +10,20 @@ use axum::{
 use cratemill_dispatcher::registry::client::Registry;
 use cratemill_protocol::Sha256Hex;
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{Arc, Mutex},
 };
-use tokio::{net::TcpListener, sync::Semaphore};
+use tokio::{
+    net::TcpListener,
+    sync::{Notify, Semaphore},
+};
 
 #[derive(Default)]
 struct Told {
     bodies: HashMap<String, String>,
     statuses: HashMap<String, StatusCode>,
+    /// Paths that are never answered.
+    hanging: HashSet<String>,
     token: Option<String>,
     /// Paths, and what was answered.
     seen: Vec<(String, u16)>,
@@ -29,20 +34,24 @@ pub(crate) struct Peer {
     told: Arc<Mutex<Told>>,
     /// An entry is answered once there is a permit for it.
     pub(crate) gate: Arc<Semaphore>,
+    /// Says that a request hangs.
+    pub(crate) hangs: Arc<Notify>,
     server: tokio::task::JoinHandle<()>,
 }
 
-type Shared = (Arc<Mutex<Told>>, Arc<Semaphore>);
+type Shared = (Arc<Mutex<Told>>, Arc<Semaphore>, Arc<Notify>);
 
 impl Peer {
     pub(crate) async fn start() -> Self {
         let told = Arc::new(Mutex::new(Told::default()));
         let gate = Arc::new(Semaphore::new(Semaphore::MAX_PERMITS));
-        let router = Router::new().route("/{*path}", get(answer)).with_state((told.clone(), gate.clone()));
+        let hangs = Arc::new(Notify::new());
+        let state = (told.clone(), gate.clone(), hangs.clone());
+        let router = Router::new().route("/{*path}", get(answer)).with_state(state);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let server = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
-        let peer = Self { address, told, gate, server };
+        let peer = Self { address, told, gate, hangs, server };
         peer.body("config.json", r#"{"dl":"http://files.example/{crate}/{version}"}"#);
         peer
     }
@@ -64,6 +73,10 @@ impl Peer {
         self.told.lock().unwrap().statuses.insert(path.into(), StatusCode::from_u16(status).unwrap());
     }
 
+    pub(crate) fn hang(&self, path: &str) {
+        self.told.lock().unwrap().hanging.insert(path.into());
+    }
+
     pub(crate) fn wants_token(&self, token: &str) {
         self.body("config.json", r#"{"dl":"http://files.example","auth-required":true}"#);
         self.told.lock().unwrap().token = Some(token.into());
@@ -82,10 +95,14 @@ impl Drop for Peer {
 }
 
 async fn answer(
-    State((told, gate)): State<Shared>,
+    State((told, gate, hangs)): State<Shared>,
     Path(path): Path<String>,
     headers: HeaderMap,
 ) -> Response {
+    if told.lock().unwrap().hanging.contains(&path) {
+        hangs.notify_one();
+        return std::future::pending().await;
+    }
     if path != "config.json" {
         gate.acquire().await.unwrap().forget();
     }

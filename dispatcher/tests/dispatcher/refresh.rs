@@ -125,6 +125,23 @@ async fn a_registry_that_wants_no_token_gets_none(pool: PgPool) {
     assert_eq!(peer.answers("config.json"), [200]);
 }
 
+/// Assignment needs the configuration for every round.
+#[tokio::test]
+async fn a_configuration_that_was_read_is_there_while_the_registry_hangs() {
+    let peer = Peer::start().await;
+    let registry = peer.registry(None);
+    registry.config().await.unwrap();
+    peer.hang("config.json");
+    let asked = async {
+        peer.hangs.notified().await;
+        registry.config().await
+    };
+    tokio::select! {
+        renewed = registry.renew_config() => panic!("nobody answers: {renewed:?}"),
+        config = asked => assert!(!config.unwrap().auth_required),
+    }
+}
+
 #[sqlx::test(migrations = "../migrations")]
 async fn requests_for_one_crate_share_one_look(pool: PgPool) {
     let peer = Peer::start().await;
