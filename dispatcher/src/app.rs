@@ -4,6 +4,7 @@ use crate::{
     assignment::{self, Assignment},
     cleanup,
     config::Config,
+    deadline,
     logs::{self, Archive},
     outage::{Outage, pause},
     outbox, outcomes,
@@ -101,6 +102,8 @@ fn start(
     context.essential("requests", requests::run(pool(), bus(), wakes.clone(), shutdown()));
     context.essential("outcomes", outcomes::run(pool(), objects(), bus(), wakes.clone(), shutdown()));
     context.essential("rescue", rescue::run(pool(), wakes.clone(), shutdown()));
+    let deadlines = deadline::run(pool(), wakes.clone(), limits.wall_s, shutdown());
+    context.essential("deadlines", deadlines);
     context.essential("outbox", outbox::run(pool(), bus(), wakes.clone(), shutdown()));
     context.essential("clean-up", cleanup::run(pool(), objects(), shutdown()));
 

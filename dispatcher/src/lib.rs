@@ -5,7 +5,7 @@
 //! builders' requests -> [requests] -> sessions --+
 //!                                      jobs -----+-> [assignment] -> nodes -> builders
 //! builders' outcomes -> [outcomes] -> artifacts, follow-up jobs, retries
-//! leases that ran out -> [rescue] -> retries
+//! leases that ran out -> [rescue], attempts that never end -> [deadline] -> retries
 //! ended attempts -> [logs] -> object store
 //! outbox -> [outbox] -> events
 //! ```
@@ -18,6 +18,7 @@ pub mod assignment;
 pub mod cleanup;
 pub mod config;
 pub mod consume;
+pub mod deadline;
 pub mod ending;
 pub mod logs;
 pub mod matching;

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod bus;
+mod deadline;
 mod outcomes;
 mod peer;
 mod refresh;
