@@ -21,14 +21,15 @@ use tokio_tungstenite::{
     tungstenite::{self, Message, client::IntoClientRequest, http::StatusCode},
 };
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// The metadata of hello-bin 1.0.0, if it had one library: nothing follows from it.
 pub(super) const METADATA: &[u8] =
     br#"{"packages":[{"name":"hello-bin","version":"1.0.0","targets":[{"kind":["lib"],"name":"x"}]}]}"#;
 
 pub(super) struct Peer {
-    pub(super) socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
+    // In a box: a test holds several peers, and its future would outgrow the stack.
+    pub(super) socket: Box<WebSocketStream<MaybeTlsStream<TcpStream>>>,
     encoding: Encoding,
     pub(super) key: PrivateKey,
     server: String,
@@ -66,7 +67,7 @@ pub(super) async fn register(client: &Client, name: &str, key: &PrivateKey, targ
 impl Peer {
     pub(super) async fn connect(cluster: &Cluster, encoding: Encoding, key: PrivateKey) -> Self {
         let server = cluster.lb_url();
-        let socket = open(&server, Some(encoding.subprotocol())).await.unwrap();
+        let socket = Box::new(open(&server, Some(encoding.subprotocol())).await.unwrap());
         let targets = cluster.targets().iter().map(|target| Target::parse(target.clone()).unwrap()).collect();
         Self { socket, encoding, key, server, targets }
     }
