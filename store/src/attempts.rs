@@ -116,22 +116,25 @@ pub async fn to_archive(conn: &mut PgConnection, limit: i64) -> sqlx::Result<Vec
     .await
 }
 
-/// The log is in the object store now.
+/// The log is in the object store now; false if another object was named before, which stays.
 pub async fn archived(
     conn: &mut PgConnection,
     job: JobId,
     attempt: Attempt,
     object: &str,
     bytes: i64,
-) -> sqlx::Result<()> {
-    sqlx::query("UPDATE attempts SET log_object = $3, log_bytes = $4 WHERE job_id = $1 AND attempt = $2")
-        .bind(job.0)
-        .bind(attempt.0)
-        .bind(object)
-        .bind(bytes)
-        .execute(conn)
-        .await?;
-    Ok(())
+) -> sqlx::Result<bool> {
+    let done = sqlx::query(
+        "UPDATE attempts SET log_object = $3, log_bytes = $4
+         WHERE job_id = $1 AND attempt = $2 AND log_object IS NULL",
+    )
+    .bind(job.0)
+    .bind(attempt.0)
+    .bind(object)
+    .bind(bytes)
+    .execute(conn)
+    .await?;
+    Ok(done.rows_affected() == 1)
 }
 
 /// Which of these have their log in the object store.

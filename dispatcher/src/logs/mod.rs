@@ -4,7 +4,8 @@
 //! attempt ends -> all events are there (or overdue) -> End is published -> gzip is stored -> the row says where
 //!                                                                        -> a sweep later: the subject is purged
 //! ```
-//! Each step may be repeated: a crash between any two changes nothing.
+//! Each step may be repeated: a crash between any two changes nothing, but that it may leave an object that no row names.
+//! Dispatchers may archive the same log at once: each stores an object of its own, and the row names the first.
 
 pub mod assemble;
 mod read;
@@ -29,6 +30,7 @@ use cratemill_store::{PgPool, attempts, attempts::ToArchive, objects::Objects};
 use futures_util::StreamExt;
 use std::{sync::Arc, time::Duration};
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 /// Without any wake-up; also how often an incomplete log is looked at again.
 const POLL: Duration = Duration::from_secs(1);
@@ -99,9 +101,13 @@ impl Archive {
     }
 
     /// Archives one log, unless parts of it are still on their way.
-    async fn archive(&self, stream: &Stream, attempt: &ToArchive) -> anyhow::Result<()> {
+    pub async fn archive(&self, stream: &Stream, attempt: &ToArchive) -> anyhow::Result<()> {
         let (job, number) = (attempt.job, attempt.attempt);
         let log = read::read(stream, job, number, longest_text(self.log_bytes)).await?;
+        // Only after reading: until a row names an object, nobody takes the log off the bus.
+        if self.is_archived(attempt).await? {
+            return Ok(());
+        }
         let last_seq = attempt.last_seq.map_or(0, i64::unsigned_abs);
         if !log.is_complete(last_seq) {
             if attempt.ended_ago_s < OVERDUE_S {
@@ -112,11 +118,27 @@ impl Archive {
         if !log.ended {
             self.publish_end(attempt, log.last_seq.max(last_seq) + 1).await?;
         }
-        let object = format!("logs/{job}/{number}.log.gz");
+        self.store(attempt, log).await
+    }
+
+    /// Another dispatcher has archived it since it was listed.
+    async fn is_archived(&self, attempt: &ToArchive) -> anyhow::Result<bool> {
+        let mut conn = self.pool.acquire().await?;
+        let log = attempts::log(&mut conn, attempt.job, Some(attempt.attempt)).await?;
+        Ok(log.is_none_or(|log| log.log_object.is_some()))
+    }
+
+    async fn store(&self, attempt: &ToArchive, log: assemble::Log) -> anyhow::Result<()> {
+        let (job, number) = (attempt.job, attempt.attempt);
+        let object = format!("logs/{job}/{number}-{}.log.gz", Uuid::new_v4().simple());
         let bytes = i64::try_from(log.bytes)?;
         self.objects.put(&object, log.gzip.into(), "application/gzip").await?;
         let mut conn = self.pool.acquire().await?;
-        attempts::archived(&mut conn, job, number, &object, bytes).await?;
+        if !attempts::archived(&mut conn, job, number, &object, bytes).await? {
+            drop(conn);
+            tracing::debug!(%job, attempt = %number, "another dispatcher was faster");
+            return Ok(self.objects.delete(&object).await?);
+        }
         metrics::log_archived();
         tracing::debug!(%job, attempt = %number, bytes, "log archived");
         Ok(())

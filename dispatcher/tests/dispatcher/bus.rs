@@ -23,7 +23,7 @@ use cratemill_protocol::{
 };
 use cratemill_service::{bus::Bus, streams};
 use cratemill_stack::nats::Nats;
-use cratemill_store::{PgPool, attempts, jobs, queue};
+use cratemill_store::{PgPool, attempts, attempts::ToArchive, jobs, queue};
 use flate2::read::GzDecoder;
 use futures_util::StreamExt;
 use std::{collections::HashSet, io::Read, sync::Arc, time::Duration};
@@ -38,6 +38,7 @@ struct Dispatcher {
     store: Store,
     nats: Nats,
     peer: Peer,
+    archive: Archive,
     /// As an API node.
     api: Bus,
     /// As an operator.
@@ -79,9 +80,9 @@ impl Dispatcher {
         let objects = store.objects.clone();
         tasks.spawn(outcomes::run(pool.clone(), objects, own.clone(), wakes.clone(), shutdown.clone()));
         tasks.spawn(outbox::run(pool.clone(), own.clone(), wakes.clone(), shutdown.clone()));
-        tasks.spawn(logs::run(archive, wakes, shutdown.clone()));
+        tasks.spawn(logs::run(archive.clone(), wakes, shutdown.clone()));
         tasks.spawn(answer::run(own, refreshes, shutdown.clone()));
-        Self { pool, store, nats, peer, api, admin, shutdown, tasks }
+        Self { pool, store, nats, peer, archive, api, admin, shutdown, tasks }
     }
 
     /// Publishes as an API node does.
@@ -220,6 +221,15 @@ async fn archived(dispatcher: &Dispatcher, id: JobId) {
     assert_eq!(seen, HashSet::from([(id, attempt)]), "readers have until the next sweep");
     assert!(sweep::round(&dispatcher.pool, &stream, &seen).await.unwrap().is_empty());
     assert!(stream.direct_get_last_for_subject(subjects::log(id, attempt)).await.is_err());
+
+    // A dispatcher that listed the log before, and was slow, finds nothing on the bus: the good log stays.
+    let (job, state) = (id, JobState::Failed);
+    let late = ToArchive { job, attempt, last_seq: Some(3), state, ended_ago_s: 60.0 };
+    dispatcher.archive.archive(&stream, &late).await.unwrap();
+    assert!(stream.direct_get_last_for_subject(subjects::log(id, attempt)).await.is_err(), "no second end");
+    let mut conn = dispatcher.pool.acquire().await.unwrap();
+    let log = attempts::log(&mut conn, id, None).await.unwrap().unwrap();
+    assert_eq!((log.log_object, log.log_bytes), (Some(object), Some(14)));
 }
 
 #[sqlx::test(migrations = "../migrations")]
