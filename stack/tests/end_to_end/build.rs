@@ -231,3 +231,26 @@ async fn two_builds_of_a_crate_are_the_same_bytes() {
     assert_eq!(sums[0], sums[1]);
     scene.cluster.stop().await.unwrap();
 }
+
+/// The builder gets the source through the service, with its job's token, and never sees the registry's.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_private_registry_keeps_its_token() {
+    let token = "registry-token-of-this-test";
+    let private = registry::Options { token: Some(token.into()), ..registry::Options::default() };
+    let registry = Registry::start(private).await.unwrap();
+    registry.publish(&crates::hello_bin("1.0.0").unwrap()).unwrap();
+    let options = Options::default().with_env(Role::Dispatcher, "REGISTRY_TOKEN", token).with_env(
+        Role::Api,
+        "REGISTRY_TOKEN",
+        token,
+    );
+    let scene = Scene::with_registry(registry, options).await;
+    let mut viewer = scene.viewer(&["builds"]).await;
+    scene.enqueue("hello-bin", "metadata").await;
+    let end = viewer.job_end("hello-bin", "tarball").await;
+    assert_eq!(end["state"], "succeeded", "{}", scene.log(&end["job"]).await);
+    let body = scene.get(&path(&scene, "hello-bin", "latest")).await.bytes().await.unwrap();
+    assert_eq!(run_binary(&body, "hello-bin"), "hello-bin 1.0.0\n");
+    assert!(!scene.log(&end["job"]).await.contains(token));
+    scene.cluster.stop().await.unwrap();
+}

@@ -5,7 +5,7 @@ use serde_json::Value;
 use std::{pin::Pin, time::Duration};
 
 /// Longer than any step of a test takes on a busy machine; a test that reaches it has failed.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_mins(2);
 
 pub(super) struct Viewer {
     bytes: Pin<Box<dyn Stream<Item = reqwest::Result<bytes::Bytes>> + Send>>,

@@ -82,7 +82,7 @@ pub(super) async fn until<T, F>(what: &str, mut found: F) -> T
 where
     F: AsyncFnMut() -> Option<T>,
 {
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
+    let deadline = tokio::time::Instant::now() + Duration::from_mins(1);
     let mut pause = tokio::time::interval(Duration::from_millis(50));
     loop {
         pause.tick().await;
