@@ -8,8 +8,10 @@ use cratemill_store::{
 use rand::Rng;
 use std::time::Duration;
 
-/// Attempts that end in a class that is ours, until the job has failed.
+/// Attempts that builders took and that end in a class that is ours, until the job has failed.
 pub const MAX_TRIES: i32 = 5;
+/// All attempts, with those that nobody took: they say nothing about the job, but something is wrong for hours by then.
+pub const MAX_ATTEMPTS: i32 = 50;
 const FIRST_DELAY: Duration = Duration::from_secs(5);
 const LONGEST_DELAY: Duration = Duration::from_mins(10);
 /// What a person reads of a failure; the log has the rest.
@@ -24,24 +26,49 @@ enum Next {
     Retry { class: FailureClass, message: String },
 }
 
-fn next(outcome: &Outcome, tries: i32, cancel_requested: bool) -> Next {
+/// Where the job stands when its attempt ends.
+#[derive(Debug, Clone, Copy, Default)]
+struct Standing {
+    /// Before this attempt.
+    tries: i32,
+    /// The number of this one.
+    attempt: i32,
+    /// A builder took it.
+    accepted: bool,
+    cancel_requested: bool,
+}
+
+impl Standing {
+    fn of(held: &Held) -> Self {
+        let Held { tries, accepted, cancel_requested, .. } = *held;
+        Self { tries, attempt: held.attempt.0, accepted, cancel_requested }
+    }
+
+    /// Another attempt is worth it.
+    fn goes_on(self) -> bool {
+        self.tries + i32::from(self.accepted) < MAX_TRIES && self.attempt < MAX_ATTEMPTS
+    }
+}
+
+fn next(outcome: &Outcome, job: Standing) -> Next {
     let (class, message) = match outcome {
         Outcome::Succeeded { .. } => return Next::Succeeded,
-        _ if cancel_requested => return Next::Cancelled,
+        _ if job.cancel_requested => return Next::Cancelled,
         // Nobody asked for it, so the builder gave the job up: that is our trouble, not the crate's.
         Outcome::Cancelled => (FailureClass::Infrastructure, "the builder gave the job up".to_owned()),
         Outcome::Failed { class, message, .. } => (*class, message.clone()),
     };
-    if class.is_retried() && tries + 1 < MAX_TRIES {
+    if class.is_retried() && job.goes_on() {
         Next::Retry { class, message }
     } else {
         Next::Failed { class, message }
     }
 }
 
-/// Exponential backoff with full jitter: a random part of a bound that doubles with each try. `random` is from 0 to 1.
-pub fn retry_delay(tries: i32, random: f64) -> Duration {
-    let doubled = FIRST_DELAY.saturating_mul(1 << tries.clamp(0, 16));
+/// Exponential backoff with full jitter: a random part of a bound that doubles with each attempt, the first of which is
+/// number 1. `random` is from 0 to 1.
+pub fn retry_delay(attempt: i32, random: f64) -> Duration {
+    let doubled = FIRST_DELAY.saturating_mul(1 << attempt.saturating_sub(1).clamp(0, 16));
     doubled.min(LONGEST_DELAY).mul_f64(random.clamp(0.0, 1.0))
 }
 
@@ -53,9 +80,9 @@ pub async fn end(
     last_seq: Option<u64>,
 ) -> Result<JobState, cratemill_store::Error> {
     attempts::end(conn, held.id, held.attempt, outcome, last_seq).await?;
-    let end = match next(outcome, held.tries, held.cancel_requested) {
+    let end = match next(outcome, Standing::of(held)) {
         Next::Retry { class, message } => {
-            let delay = retry_delay(held.tries, rand::rng().random());
+            let delay = retry_delay(held.attempt.0, rand::rng().random());
             queue::retry_later(conn, held, class, &message, delay.as_secs_f64()).await?;
             return Ok(JobState::Queued);
         }
@@ -91,38 +118,53 @@ mod tests {
         Outcome::Failed { class, message: "m".into(), stage: None, timings: Timings::default() }
     }
 
+    /// The attempt after so many tries, all of which builders took.
+    fn after(tries: i32) -> Standing {
+        Standing { tries, attempt: tries + 1, accepted: true, ..Standing::default() }
+    }
+
     #[test]
     fn table() {
         let succeeded = Outcome::Succeeded { timings: Timings::default() };
+        let cancel = Standing { cancel_requested: true, ..after(0) };
         let message = || "m".to_owned();
         for class in FailureClass::ALL.iter().copied() {
-            let first = next(&failed(class), 0, false);
+            let first = next(&failed(class), after(0));
             if class.is_retried() {
                 assert_eq!(first, Next::Retry { class, message: message() });
-                assert!(matches!(next(&failed(class), 3, false), Next::Retry { .. }));
-                assert_eq!(next(&failed(class), 4, false), Next::Failed { class, message: message() });
+                assert!(matches!(next(&failed(class), after(3)), Next::Retry { .. }));
+                assert_eq!(next(&failed(class), after(4)), Next::Failed { class, message: message() });
             } else {
                 assert_eq!(first, Next::Failed { class, message: message() });
             }
-            assert_eq!(next(&failed(class), 0, true), Next::Cancelled);
+            assert_eq!(next(&failed(class), cancel), Next::Cancelled);
         }
         // What is good is kept, even if somebody changed their mind.
-        assert_eq!(next(&succeeded, 0, true), Next::Succeeded);
-        assert_eq!(next(&Outcome::Cancelled, 0, true), Next::Cancelled);
-        assert!(matches!(next(&Outcome::Cancelled, 0, false), Next::Retry { .. }));
+        assert_eq!(next(&succeeded, cancel), Next::Succeeded);
+        assert_eq!(next(&Outcome::Cancelled, cancel), Next::Cancelled);
+        assert!(matches!(next(&Outcome::Cancelled, after(0)), Next::Retry { .. }));
+    }
+
+    #[test]
+    fn what_nobody_took_is_no_try_but_has_a_bound() {
+        for (attempt, again) in [(1, true), (49, true), (50, false), (51, false)] {
+            let job = Standing { tries: 4, attempt, ..Standing::default() };
+            let next = next(&failed(FailureClass::Lost), job);
+            assert_eq!(matches!(next, Next::Retry { .. }), again, "{attempt}");
+        }
     }
 
     #[test]
     fn delays_double_up_to_ten_minutes() {
-        let bounds: Vec<u64> = (0..9).map(|tries| retry_delay(tries, 1.0).as_secs()).collect();
+        let bounds: Vec<u64> = (1..10).map(|attempt| retry_delay(attempt, 1.0).as_secs()).collect();
         assert_eq!(bounds, [5, 10, 20, 40, 80, 160, 320, 600, 600]);
     }
 
     proptest! {
         #[test]
-        fn any_delay_is_within_its_bound(tries in any::<i32>(), random in any::<f64>()) {
+        fn any_delay_is_within_its_bound(attempt in any::<i32>(), random in any::<f64>()) {
             prop_assume!(!random.is_nan());
-            prop_assert!(retry_delay(tries, random) <= LONGEST_DELAY);
+            prop_assert!(retry_delay(attempt, random) <= LONGEST_DELAY);
         }
     }
 

@@ -60,7 +60,10 @@ pub async fn expire_leases(pool: &PgPool) -> Result<usize, cratemill_store::Erro
     let mut tx = pool.begin().await?;
     let expired = queue::expired(&mut tx, BATCH).await?;
     for held in &expired {
-        let message = "the builder did not renew its lease in time".to_owned();
+        let message = match held.accepted {
+            true => "the builder did not renew its lease in time".to_owned(),
+            false => "the builder did not accept the job in time".to_owned(),
+        };
         let lost =
             Outcome::Failed { class: FailureClass::Lost, message, stage: None, timings: Timings::default() };
         if sessions::give_back(&mut tx, held.id, held.attempt).await? {

@@ -6,7 +6,7 @@
 //! accept          assigned -> running      lease until the next heartbeat
 //! renew           running -> running
 //! finish          assigned | running -> succeeded | failed | cancelled
-//! retry_later     assigned | running -> queued      a try more, run_at later
+//! retry_later     assigned | running -> queued      run_at later, and a try more if it ran
 //! cancel          queued -> cancelled; assigned | running: asks for it
 //! ```
 
@@ -83,11 +83,12 @@ async fn insert(conn: &mut PgConnection, job: &NewJob) -> sqlx::Result<Option<Jo
     Ok(id.map(JobId))
 }
 
-/// A job that is asked for again runs at the higher of both priorities and at the earlier of both times.
+/// A job that is asked for again runs at the higher of both priorities and, before its first attempt, at the earlier of
+/// both times.
 async fn raise(conn: &mut PgConnection, job: &NewJob) -> sqlx::Result<Option<JobId>> {
     let id: Option<i64> = sqlx::query_scalar(
         "UPDATE jobs SET priority = least(priority, $5),
-                         run_at = CASE WHEN tries = 0 THEN least(run_at, coalesce($6, now())) ELSE run_at END
+                         run_at = CASE WHEN attempt = 0 THEN least(run_at, coalesce($6, now())) ELSE run_at END
          WHERE version_id = $1 AND kind = $2 AND target = $3 AND features = $4
            AND state IN ('queued', 'assigned', 'running') RETURNING id",
     )
@@ -290,27 +291,39 @@ pub struct Held {
     #[sqlx(try_from = "i16")]
     pub priority: Priority,
     pub tries: i32,
+    /// Its builder took it.
+    pub accepted: bool,
     pub cancel_requested: bool,
 }
 
-const SELECT_HELD: &str = "
-    SELECT id, attempt, builder_id, version_id, kind, target, features, priority, tries,
-           cancel_requested_at IS NOT NULL AS cancel_requested
-    FROM jobs WHERE state IN ('assigned', 'running') AND id = $1 AND attempt = $2 FOR UPDATE";
+macro_rules! select_held {
+    ($rest:literal) => {
+        concat!(
+            "SELECT j.id, j.attempt, j.builder_id, j.version_id, j.kind, j.target, j.features, j.priority, j.tries,
+                    j.state = 'running' AS accepted, j.cancel_requested_at IS NOT NULL AS cancel_requested
+             FROM jobs j ",
+            $rest
+        )
+    };
+}
 
 /// Locks the job if this attempt still has it.
 pub async fn hold(conn: &mut PgConnection, job: JobId, attempt: Attempt) -> sqlx::Result<Option<Held>> {
-    sqlx::query_as(SELECT_HELD).bind(job.0).bind(attempt.0).fetch_optional(conn).await
+    sqlx::query_as(select_held!(
+        "WHERE j.state IN ('assigned', 'running') AND j.id = $1 AND j.attempt = $2 FOR UPDATE"
+    ))
+    .bind(job.0)
+    .bind(attempt.0)
+    .fetch_optional(conn)
+    .await
 }
 
 /// Attempts whose lease ran out: their builder is gone.
 pub async fn expired(conn: &mut PgConnection, limit: i64) -> sqlx::Result<Vec<Held>> {
-    sqlx::query_as(
-        "SELECT id, attempt, builder_id, version_id, kind, target, features, priority, tries,
-                cancel_requested_at IS NOT NULL AS cancel_requested
-         FROM jobs WHERE state IN ('assigned', 'running') AND lease_until < now()
-         ORDER BY lease_until LIMIT $1 FOR UPDATE SKIP LOCKED",
-    )
+    sqlx::query_as(select_held!(
+        "WHERE j.state IN ('assigned', 'running') AND j.lease_until < now()
+         ORDER BY j.lease_until LIMIT $1 FOR UPDATE SKIP LOCKED"
+    ))
     .bind(limit)
     .fetch_all(conn)
     .await
@@ -318,13 +331,11 @@ pub async fn expired(conn: &mut PgConnection, limit: i64) -> sqlx::Result<Vec<He
 
 /// Attempts that were accepted more than `after_s` ago, whatever their builder says of them.
 pub async fn overdue(conn: &mut PgConnection, after_s: i64, limit: i64) -> sqlx::Result<Vec<Held>> {
-    sqlx::query_as(
-        "SELECT j.id, j.attempt, j.builder_id, j.version_id, j.kind, j.target, j.features, j.priority, j.tries,
-                j.cancel_requested_at IS NOT NULL AS cancel_requested
-         FROM jobs j JOIN attempts a ON a.job_id = j.id AND a.attempt = j.attempt
+    sqlx::query_as(select_held!(
+        "JOIN attempts a ON a.job_id = j.id AND a.attempt = j.attempt
          WHERE j.state IN ('assigned', 'running') AND a.accepted_at < now() - make_interval(secs => $1::bigint)
-         ORDER BY a.accepted_at LIMIT $2 FOR UPDATE OF j SKIP LOCKED",
-    )
+         ORDER BY a.accepted_at LIMIT $2 FOR UPDATE OF j SKIP LOCKED"
+    ))
     .bind(after_s)
     .bind(limit)
     .fetch_all(conn)
@@ -367,7 +378,7 @@ pub async fn finish(conn: &mut PgConnection, held: &Held, end: &End<'_>) -> sqlx
     announce(conn, held.id).await
 }
 
-/// Puts a held job back into the queue, for `delay_s` from now, and counts the try.
+/// Puts a held job back into the queue, for `delay_s` from now. Only what a builder took counts as a try.
 pub async fn retry_later(
     conn: &mut PgConnection,
     held: &Held,
@@ -376,7 +387,7 @@ pub async fn retry_later(
     delay_s: f64,
 ) -> sqlx::Result<()> {
     sqlx::query(
-        "UPDATE jobs SET state = 'queued', tries = tries + 1, run_at = now() + make_interval(secs => $2),
+        "UPDATE jobs SET state = 'queued', tries = tries + $5, run_at = now() + make_interval(secs => $2),
                          lease_until = NULL, builder_id = NULL, stage = NULL, failure_class = $3, failure_message = $4
          WHERE id = $1",
     )
@@ -384,6 +395,7 @@ pub async fn retry_later(
     .bind(delay_s)
     .bind(class.as_str())
     .bind(message)
+    .bind(i32::from(held.accepted))
     .execute(&mut *conn)
     .await?;
     announce(conn, held.id).await?;

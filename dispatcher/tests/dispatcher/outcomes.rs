@@ -184,7 +184,8 @@ async fn failures_are_final_or_tried_again_five_times(pool: PgPool) {
     let new = crate::support::new_job(row.version_id, Kind::Tarball, LINUX);
     let id = queue::enqueue(&mut conn, &new).await.unwrap().id();
     for attempt in 1..=5 {
-        queue::assign(&mut conn, &[(id, builder.id)], -1).await.unwrap();
+        queue::assign(&mut conn, &[(id, builder.id)], 60).await.unwrap();
+        assert!(queue::accept(&mut conn, id, Attempt(attempt), builder.id, -1).await.unwrap());
         assert_eq!(rescue::expire_leases(&pool).await.unwrap(), 1);
         let row = job(&pool, id).await;
         let expected = if attempt < 5 { JobState::Queued } else { JobState::Failed };
@@ -194,6 +195,40 @@ async fn failures_are_final_or_tried_again_five_times(pool: PgPool) {
     }
     assert_eq!(rescue::expire_leases(&pool).await.unwrap(), 0);
     assert_eq!(attempts::of_job(&mut conn, id).await.unwrap().len(), 5);
+}
+
+/// Whatever keeps builders from taking a job says nothing about the job.
+#[sqlx::test(migrations = "../migrations")]
+async fn attempts_that_nobody_took_are_no_tries(pool: PgPool) {
+    let objects = no_objects();
+    let mut conn = pool.acquire().await.unwrap();
+    let builder = Builder::connect(&mut conn, 1).await;
+    let version = crate::support::version(&mut conn).await;
+    let new = crate::support::new_job(version, Kind::Tarball, LINUX);
+    let id = queue::enqueue(&mut conn, &new).await.unwrap().id();
+    for _ in 0..6 {
+        queue::assign(&mut conn, &[(id, builder.id)], -1).await.unwrap();
+        assert_eq!(rescue::expire_leases(&pool).await.unwrap(), 1);
+    }
+    // One that its builder rejects, and one that it took.
+    let failure = |attempt| OutcomeMessage {
+        job: id,
+        attempt: Attempt(attempt),
+        builder: builder.id,
+        outcome: failed(FailureClass::Infrastructure),
+        last_seq: 0,
+        manifest: None,
+        signature: None,
+        at_ms: 0,
+    };
+    for (attempt, accepts) in [(7, false), (8, true)] {
+        queue::assign(&mut conn, &[(id, builder.id)], 60).await.unwrap();
+        if accepts {
+            assert!(queue::accept(&mut conn, id, Attempt(attempt), builder.id, 60).await.unwrap());
+        }
+        assert_eq!(ended(&pool, &objects, &failure(attempt)).await.0, JobState::Queued);
+        assert_eq!(job(&pool, id).await.tries, i32::from(accepts));
+    }
 }
 
 /// While the database was away nobody could renew a lease: those who hold one get the time to.

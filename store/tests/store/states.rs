@@ -70,6 +70,7 @@ async fn an_attempt_that_lost_the_job_changes_nothing(pool: PgPool) {
     let held = old.held(&mut tx).await;
     queue::retry_later(&mut tx, &held, FailureClass::Lost, "gone", 0.0).await.unwrap();
     fenced(&mut tx, old.job, old.attempt, old.builder).await;
+    assert_eq!(jobs::find(&mut tx, old.job).await.unwrap().unwrap().tries, 1);
 
     let other = connected(&mut tx, "other", LINUX).await;
     let (job, attempt) = lease(&mut tx, other, 60).await;
@@ -102,7 +103,7 @@ async fn a_lease_that_ran_out_is_found_once(pool: PgPool) {
     assert!(queue::expired(&mut two, 10).await.unwrap().is_empty());
 
     let row = jobs::find(&mut conn, id).await.unwrap().unwrap();
-    assert_eq!((row.state, row.tries, row.builder_id), (JobState::Queued, 1, None));
+    assert_eq!((row.state, row.tries, row.builder_id), (JobState::Queued, 0, None), "nobody took it");
     assert_eq!(row.failure_class.as_deref(), Some("lost"));
     assert!(
         queue::candidates(&mut conn, &[LINUX.into()], 10).await.unwrap().is_empty(),
