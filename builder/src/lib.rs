@@ -31,7 +31,8 @@ pub async fn run(config: config::Config, signals: mpsc::Receiver<agent::Signal>)
     let identity = identity::Identity::load(&config.key)?;
     let toolchain = toolchain::Toolchain::find(config.toolchain.as_deref())?;
     let targets = toolchain.targets(&config.targets)?;
-    let work = workdir::WorkDir::open(&config.work_dir)?;
+    let work_dir = config.work_dir;
+    let work = tokio::task::spawn_blocking(move || workdir::WorkDir::open(&work_dir)).await??;
     sandbox::Sandbox::check(&toolchain, work.root())?;
     let prefix = work.prefix();
     let cgroups = sandbox::Cgroups::detect(&prefix);

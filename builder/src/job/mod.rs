@@ -129,20 +129,26 @@ impl Work<'_> {
         // A version is text to the protocol; in a path it must be harmless.
         ArtifactName::parse(package.as_str())
             .map_err(|_| Failure::build(format!("{package:?} is not a usable folder name")))?;
-        let dir = self.context.work.job(JobRef { job: self.job.id, attempt: self.job.attempt })?;
-        let cargo = Cargo {
-            context: self.context,
-            job: self.job,
-            dir: &dir,
-            bounds: self.bounds,
-            log: self.log,
-            package: &package,
-        };
+        let dir = self.context.work.job(JobRef { job: self.job.id, attempt: self.job.attempt }).await?;
+        let result = self.stages_in(&dir, &package, progress, token).await;
+        dir.remove().await;
+        result
+    }
+
+    async fn stages_in(
+        &self,
+        dir: &JobDir,
+        package: &str,
+        progress: &mut Progress,
+        token: watch::Receiver<Token>,
+    ) -> Result<(String, String), Failure> {
+        let cargo =
+            Cargo { context: self.context, job: self.job, dir, bounds: self.bounds, log: self.log, package };
         self.enter(progress, Stage::Fetch).await?;
-        self.fetch(&dir, &package).await?;
+        self.fetch(dir, package).await?;
         let artifact = match self.job.kind {
-            Kind::Metadata => self.make_metadata(progress, &cargo, &dir).await?,
-            Kind::Tarball => self.make_tarball(progress, &cargo, &dir).await?,
+            Kind::Metadata => self.make_metadata(progress, &cargo, dir).await?,
+            Kind::Tarball => self.make_tarball(progress, &cargo, dir).await?,
             kind => return Err(Failure::infrastructure(format!("this builder cannot make {kind}"))),
         };
         self.enter(progress, Stage::Upload).await?;

@@ -5,12 +5,16 @@
 //! instance     a random name, so that cgroups can be told from those of other agents
 //! cargo-home/  cargo's download cache, shared by all jobs; written only while fetching
 //! jobs/<job>-<attempt>/
+//! left/        what a killed agent left and nobody could remove yet
 //! ```
+
+mod remove;
 
 use anyhow::{Context, bail};
 use cratemill_protocol::builder::JobRef;
 use nix::fcntl::{Flock, FlockArg};
 use rand::Rng;
+use remove::remove_tree;
 use std::{
     fs::{self, File},
     io,
@@ -45,8 +49,9 @@ impl WorkDir {
             bail!("another builder uses {}: give each its own --work-dir", root.display());
         };
         let instance = instance(&root.join("instance")).with_context(context)?;
-        remove_dir(&root.join("jobs")).with_context(context)?;
+        put_aside(&root, "jobs").with_context(context)?;
         fs::create_dir(root.join("jobs")).with_context(context)?;
+        remove_left(&root);
         Ok(Self { root, instance, _lock: lock, cache: RwLock::new(()), checked: Mutex::new(None) })
     }
 
@@ -60,13 +65,16 @@ impl WorkDir {
     }
 
     /// A new, empty folder for an attempt.
-    pub fn job(&self, job: JobRef) -> io::Result<JobDir> {
+    pub async fn job(&self, job: JobRef) -> io::Result<JobDir> {
         let root = self.root.join("jobs").join(format!("{}-{}", job.job, job.attempt));
-        remove_dir(&root)?;
-        for name in ["source", "target", "scratch", "artifacts"] {
-            fs::create_dir_all(root.join(name))?;
-        }
-        Ok(JobDir { root })
+        let making = tokio::task::spawn_blocking(move || {
+            remove_tree(&root)?;
+            let dir = JobDir { root, removed: false };
+            let mut names = ["source", "target", "scratch", "artifacts"].into_iter();
+            names.try_for_each(|name| fs::create_dir_all(dir.path(name)))?;
+            Ok(dir)
+        });
+        making.await.map_err(io::Error::other)?
     }
 
     /// The download cache, for as long as the guard lives.
@@ -88,7 +96,7 @@ impl WorkDir {
                 return Ok(());
             }
             tracing::info!("The download cache is over {MAX_CACHE_BYTES} bytes and is emptied");
-            remove_dir(&home)?;
+            remove_tree(&home)?;
             fs::create_dir(&home)
         });
         if let Ok(Err(error)) = emptied.await {
@@ -102,52 +110,68 @@ fn instance(file: &Path) -> io::Result<String> {
     if known.len() == 16 && known.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         return Ok(known);
     }
-    let instance = hex::encode(rand::rng().random::<[u8; 8]>());
+    let instance = random_name();
     fs::write(file, &instance)?;
     Ok(instance)
 }
 
-fn remove_dir(dir: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(dir) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        // A build may leave folders that their owner cannot look into.
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            make_accessible(dir)?;
-            fs::remove_dir_all(dir)
-        }
-        result => result,
+fn random_name() -> String {
+    hex::encode(rand::rng().random::<[u8; 8]>())
+}
+
+/// Out of the way at once, whatever is in it.
+fn put_aside(root: &Path, name: &str) -> io::Result<()> {
+    let left = root.join("left");
+    fs::create_dir_all(&left)?;
+    match fs::rename(root.join(name), left.join(random_name())) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
 }
 
-fn make_accessible(dir: &Path) -> io::Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    fs::set_permissions(dir, fs::Permissions::from_mode(0o700))?;
-    for entry in fs::read_dir(dir)? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            make_accessible(&entry.path())?;
+/// What cannot be removed takes room, but keeps nobody from working.
+fn remove_left(root: &Path) {
+    let left = root.join("left");
+    for entry in fs::read_dir(&left).into_iter().flatten().flatten() {
+        if let Err(error) = remove_tree(&entry.path()) {
+            tracing::warn!(%error, folder = %left.display(), "What a killed builder left cannot be removed");
         }
     }
-    Ok(())
 }
 
-/// The folder of one attempt; gone when dropped.
+/// The folder of one attempt.
 #[derive(Debug)]
 pub struct JobDir {
     root: PathBuf,
+    removed: bool,
 }
 
 impl JobDir {
     pub fn path(&self, name: &str) -> PathBuf {
         self.root.join(name)
     }
+
+    /// Takes as long as the build liked to make it take, so it is done beside the async threads.
+    pub async fn remove(mut self) {
+        self.removed = true;
+        let root = self.root.clone();
+        // It ends early only when the runtime does.
+        drop(tokio::task::spawn_blocking(move || remove_job(&root)).await);
+    }
 }
 
+/// Only of an attempt that panicked.
 impl Drop for JobDir {
     fn drop(&mut self) {
-        if let Err(error) = remove_dir(&self.root) {
-            tracing::warn!(%error, folder = %self.root.display(), "A job's folder stays until the next start");
+        if !self.removed {
+            remove_job(&self.root);
         }
+    }
+}
+
+fn remove_job(root: &Path) {
+    if let Err(error) = remove_tree(root) {
+        tracing::warn!(%error, folder = %root.display(), "A job's folder stays until the next start");
     }
 }
 
@@ -156,12 +180,12 @@ mod tests {
     use super::*;
     use cratemill_protocol::{Attempt, JobId};
 
-    #[test]
-    fn one_agent_per_folder_and_leftovers_go() {
+    #[tokio::test]
+    async fn one_agent_per_folder_and_leftovers_go() {
         let dir = tempfile::tempdir().unwrap();
         let work = WorkDir::open(dir.path()).unwrap();
         assert!(WorkDir::open(dir.path()).unwrap_err().to_string().contains("another builder"));
-        let job = work.job(JobRef { job: JobId(1), attempt: Attempt(1) }).unwrap();
+        let job = work.job(JobRef { job: JobId(1), attempt: Attempt(1) }).await.unwrap();
         let left = job.path("target").join("left");
         fs::write(&left, "x").unwrap();
         // As after kill -9: no drop ran.
@@ -171,5 +195,47 @@ mod tests {
         let work = WorkDir::open(dir.path()).unwrap();
         assert!(!left.exists());
         assert_eq!(work.prefix(), prefix);
+    }
+    /// Sets or clears the flag that no permission overrules; false where that is not possible.
+    fn set_immutable(flag: &str, file: &Path) -> bool {
+        let chattr = std::process::Command::new("chattr").arg(flag).arg(file).output();
+        chattr.is_ok_and(|output| output.status.success())
+    }
+
+    #[tokio::test]
+    async fn a_leftover_that_cannot_be_removed_stops_nobody() {
+        let dir = tempfile::tempdir().unwrap();
+        let work = WorkDir::open(dir.path()).unwrap();
+        let job = work.job(JobRef { job: JobId(1), attempt: Attempt(1) }).await.unwrap();
+        let stuck = job.path("target").join("stuck");
+        fs::write(&stuck, "x").unwrap();
+        fs::write(job.path("target").join("other"), "x").unwrap();
+        if !set_immutable("+i", &stuck) {
+            eprintln!("skipped: no file can be made immutable here");
+            return;
+        }
+        std::mem::forget(job);
+        drop(work);
+        let opened = WorkDir::open(dir.path());
+        let mut left: Vec<PathBuf> = files(&dir.path().join("left"));
+        left.iter().for_each(|file| assert!(set_immutable("-i", file)));
+        left.retain(|file| file.file_name() != stuck.file_name());
+        assert_eq!(left, Vec::<PathBuf>::new(), "the rest is gone");
+        let work = opened.unwrap();
+        work.job(JobRef { job: JobId(1), attempt: Attempt(1) }).await.unwrap().remove().await;
+        drop(work);
+        WorkDir::open(dir.path()).unwrap();
+        assert_eq!(files(&dir.path().join("left")), Vec::<PathBuf>::new(), "the next start tries again");
+    }
+
+    fn files(folder: &Path) -> Vec<PathBuf> {
+        let (mut files, mut todo) = (Vec::new(), vec![folder.to_owned()]);
+        while let Some(folder) = todo.pop() {
+            for entry in fs::read_dir(folder).unwrap().flatten() {
+                let list = if entry.file_type().unwrap().is_dir() { &mut todo } else { &mut files };
+                list.push(entry.path());
+            }
+        }
+        files
     }
 }
