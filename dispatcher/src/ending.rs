@@ -4,6 +4,7 @@ use cratemill_protocol::{FailureClass, JobState, Outcome};
 use cratemill_store::{
     PgConnection, attempts, queue,
     queue::{End, Held},
+    versions,
 };
 use rand::Rng;
 use std::time::Duration;
@@ -36,12 +37,14 @@ struct Standing {
     /// A builder took it.
     accepted: bool,
     cancel_requested: bool,
+    /// Its version was yanked or blocked since.
+    withdrawn: bool,
 }
 
 impl Standing {
-    fn of(held: &Held) -> Self {
+    fn of(held: &Held, withdrawn: bool) -> Self {
         let Held { tries, accepted, cancel_requested, .. } = *held;
-        Self { tries, attempt: held.attempt.0, accepted, cancel_requested }
+        Self { tries, attempt: held.attempt.0, accepted, cancel_requested, withdrawn }
     }
 
     /// Another attempt is worth it.
@@ -58,10 +61,11 @@ fn next(outcome: &Outcome, job: Standing) -> Next {
         Outcome::Cancelled => (FailureClass::Infrastructure, "the builder gave the job up".to_owned()),
         Outcome::Failed { class, message, .. } => (*class, message.clone()),
     };
-    if class.is_retried() && job.goes_on() {
-        Next::Retry { class, message }
-    } else {
-        Next::Failed { class, message }
+    match class.is_retried() && job.goes_on() {
+        // As if it had been in the queue.
+        true if job.withdrawn => Next::Cancelled,
+        true => Next::Retry { class, message },
+        false => Next::Failed { class, message },
     }
 }
 
@@ -80,7 +84,8 @@ pub async fn end(
     last_seq: Option<u64>,
 ) -> Result<JobState, cratemill_store::Error> {
     attempts::end(conn, held.id, held.attempt, outcome, last_seq).await?;
-    let end = match next(outcome, Standing::of(held)) {
+    let withdrawn = versions::is_withdrawn(conn, held.version).await?;
+    let end = match next(outcome, Standing::of(held, withdrawn)) {
         Next::Retry { class, message } => {
             let delay = retry_delay(held.attempt.0, rand::rng().random());
             queue::retry_later(conn, held, class, &message, delay.as_secs_f64()).await?;
@@ -143,6 +148,10 @@ mod tests {
         assert_eq!(next(&succeeded, cancel), Next::Succeeded);
         assert_eq!(next(&Outcome::Cancelled, cancel), Next::Cancelled);
         assert!(matches!(next(&Outcome::Cancelled, after(0)), Next::Retry { .. }));
+        let withdrawn = Standing { withdrawn: true, ..after(0) };
+        assert_eq!(next(&failed(FailureClass::Lost), withdrawn), Next::Cancelled);
+        assert!(matches!(next(&failed(FailureClass::Build), withdrawn), Next::Failed { .. }));
+        assert_eq!(next(&succeeded, withdrawn), Next::Succeeded);
     }
 
     #[test]

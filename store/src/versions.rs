@@ -59,6 +59,15 @@ pub async fn find(
     .await
 }
 
+/// Whether nothing is to be built of this version any more. Its row stays locked: whoever withdraws it waits for what the
+/// transaction queues, and finds it.
+pub async fn is_withdrawn(conn: &mut PgConnection, version: VersionId) -> sqlx::Result<bool> {
+    sqlx::query_scalar("SELECT yanked OR blocked FROM versions WHERE id = $1 FOR SHARE")
+        .bind(version.0)
+        .fetch_one(conn)
+        .await
+}
+
 /// Brings the versions of a crate to what the registry says, in its order. The checksum of a version never changes:
 /// where the registry's does, ours stays, and the caller finds the difference among what [`of_crate`] says.
 pub async fn merge(

@@ -87,7 +87,9 @@ async fn succeed(
     let (manifest, signature) = (text.unwrap_or_default(), signature.unwrap_or_default());
     let signed = Signed { manifest, signature, key_id: verified.key_id };
     artifacts::publish(conn, held, &verified.files, signed).await?;
-    if let Some(binaries) = follow_up {
+    if let Some(binaries) = follow_up
+        && !versions::is_withdrawn(conn, held.version).await?
+    {
         enqueue_tarballs(conn, held, &binaries).await?;
     }
     Ok(Ok(()))

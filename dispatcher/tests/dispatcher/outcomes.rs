@@ -80,6 +80,33 @@ async fn nothing_follows_from_a_library_and_from_a_tarball(pool: PgPool) {
     assert_eq!(queue::lengths(&mut conn).await.unwrap(), (0, 0));
 }
 
+/// It was withdrawn while a builder had it: what is in the queue then must not be in it later.
+#[sqlx::test(migrations = "../migrations")]
+async fn nothing_follows_from_a_version_that_was_withdrawn(pool: PgPool) {
+    let store = Store::start().await;
+    let mut conn = pool.acquire().await.unwrap();
+    let builder = Builder::connect(&mut conn, 1).await;
+    let version = crate::support::version(&mut conn).await;
+    for withdraw in
+        ["UPDATE versions SET yanked = true", "UPDATE versions SET blocked = true, yanked = false"]
+    {
+        sqlx::query(withdraw).execute(&mut *conn).await.unwrap();
+        for succeeds in [true, false] {
+            queue::enqueue(&mut conn, &crate::support::new_job(version, Kind::Metadata, "any"))
+                .await
+                .unwrap();
+            let mut work = Work::take(&mut conn, &builder).await;
+            work.upload(&pool, &store.objects, "demo.json", &metadata("bin")).await;
+            let (outcome, state) = match succeeds {
+                true => (work.succeeded(&builder), JobState::Succeeded),
+                false => (work.outcome(&builder, failed(FailureClass::Lost)), JobState::Cancelled),
+            };
+            assert_eq!(ended(&pool, &store.objects, &outcome).await.0, state, "{withdraw}");
+            assert_eq!(queue::lengths(&mut conn).await.unwrap(), (0, 0), "{withdraw}");
+        }
+    }
+}
+
 /// A success that cannot be believed is tried again, and lists nothing.
 #[sqlx::test(migrations = "../migrations")]
 async fn a_success_must_be_what_it_claims(pool: PgPool) {
