@@ -7,7 +7,10 @@ use crate::{
 };
 use anyhow::{Context as _, anyhow};
 use cratemill_protocol::{FailureClass, Outcome, bus::BuilderState, job::Timings};
-use cratemill_store::{PgPool, database, outbox, queue, sessions};
+use cratemill_store::{
+    PgPool, database, outbox, queue,
+    sessions::{self, Sign},
+};
 use std::{sync::Arc, time::Duration};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -58,7 +61,9 @@ async fn round(pool: &PgPool, wakes: &Wakes) -> Result<(), cratemill_store::Erro
 /// One transaction; returns how many attempts it ended.
 pub async fn expire_leases(pool: &PgPool) -> Result<usize, cratemill_store::Error> {
     let mut tx = pool.begin().await?;
-    let expired = queue::expired(&mut tx, BATCH).await?;
+    let mut expired = queue::expired(&mut tx, BATCH).await?;
+    // Sessions are locked in one order, so that two rescues never wait for each other.
+    expired.sort_by_key(|held| held.builder);
     for held in &expired {
         let message = match held.accepted {
             true => "the builder did not renew its lease in time".to_owned(),
@@ -66,7 +71,7 @@ pub async fn expire_leases(pool: &PgPool) -> Result<usize, cratemill_store::Erro
         };
         let lost =
             Outcome::Failed { class: FailureClass::Lost, message, stage: None, timings: Timings::default() };
-        if sessions::give_back(&mut tx, held.id, held.attempt).await? {
+        if sessions::give_back(&mut tx, held.id, held.attempt, Sign::Mark).await? {
             tracing::info!(job = %held.id, attempt = %held.attempt, "an assignment got lost: its builder waits again");
         }
         let state = ending::end(&mut tx, held, &lost, None).await?;

@@ -94,16 +94,32 @@ pub async fn take_slots(conn: &mut PgConnection, taken: &[(BuilderId, i32)]) -> 
     Ok(())
 }
 
-/// Gives back the slot of an attempt that nobody accepted, if its builder still waits with it: same connection, spoken
-/// of since, and no newer request, which would count the slot already. False: nothing to give back.
-pub async fn give_back(conn: &mut PgConnection, job: JobId, attempt: Attempt) -> sqlx::Result<bool> {
+/// How we know that the builder of an attempt that nobody accepted is still there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sign {
+    /// It or its node said that it does not take the job.
+    Answer,
+    /// None but that its node has marked the connection since, if it did.
+    Mark,
+}
+
+/// Gives back the slot of an attempt that nobody accepted, if its builder still waits with it: same connection, and no
+/// newer request, which would count the slot already. False: nothing to give back.
+pub async fn give_back(
+    conn: &mut PgConnection,
+    job: JobId,
+    attempt: Attempt,
+    sign: Sign,
+) -> sqlx::Result<bool> {
     let done = sqlx::query(
         "UPDATE builder_sessions s SET slots = s.slots + 1 FROM attempts a
          WHERE a.job_id = $1 AND a.attempt = $2 AND a.accepted_at IS NULL AND s.builder_id = a.builder_id
-           AND s.connected_at <= a.assigned_at AND s.requested_at <= a.assigned_at AND s.seen_at > a.assigned_at",
+           AND s.connected_at <= a.assigned_at AND s.requested_at <= a.assigned_at
+           AND ($3 OR s.seen_at > a.assigned_at)",
     )
     .bind(job.0)
     .bind(attempt.0)
+    .bind(sign == Sign::Answer)
     .execute(conn)
     .await?;
     Ok(done.rows_affected() == 1)

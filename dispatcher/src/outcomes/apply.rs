@@ -16,6 +16,7 @@ use cratemill_store::{
     objects::Objects,
     queue,
     queue::{Held, NewJob},
+    sessions::{self, Sign},
     targets, uploads,
     uploads::Upload,
     versions,
@@ -48,7 +49,11 @@ pub async fn apply(pool: &PgPool, objects: &Objects, message: &OutcomeMessage) -
                 refused(why, *timings)
             }
         },
-        _ => ending::clean(message.outcome.clone()),
+        _ => {
+            // Rejected, or handed back by the node: the builder waits with the slot that the assignment took.
+            sessions::give_back(&mut tx, held.id, held.attempt, Sign::Answer).await?;
+            ending::clean(message.outcome.clone())
+        }
     };
     let state = ending::end(&mut tx, &held, &outcome, Some(message.last_seq)).await?;
     tx.commit().await?;

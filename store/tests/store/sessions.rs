@@ -2,7 +2,10 @@
 
 use crate::support::{LINUX, builder, connected, job, lease, target, version};
 use cratemill_protocol::{BuilderId, bus::BuildRequest};
-use cratemill_store::{PgPool, builders, queue, sessions};
+use cratemill_store::{
+    PgPool, builders, queue,
+    sessions::{self, Sign},
+};
 
 fn request(builder: BuilderId, connection: &str, slots: u16, serial: u64) -> BuildRequest {
     let targets = vec![target(LINUX)];
@@ -86,13 +89,21 @@ async fn the_slot_of_a_lost_assignment_is_given_back(pool: PgPool) {
     sessions::request(&mut conn, &request(id, "c-b", 1, 1)).await.unwrap();
     let (lost, attempt) = lease(&mut conn, id, 60).await;
     sessions::take_slots(&mut conn, &[(id, 1)]).await.unwrap();
-    assert!(!sessions::give_back(&mut conn, lost, attempt).await.unwrap(), "its node may be dead");
+    assert!(
+        !sessions::give_back(&mut conn, lost, attempt, Sign::Mark).await.unwrap(),
+        "its node may be dead"
+    );
+    let mut tx = pool.begin().await.unwrap();
+    assert!(sessions::give_back(&mut tx, lost, attempt, Sign::Answer).await.unwrap(), "it is not");
+    tx.rollback().await.unwrap();
     sessions::seen(&mut conn, &["c-b".into()]).await.unwrap();
-    assert!(sessions::give_back(&mut conn, lost, attempt).await.unwrap());
+    assert!(sessions::give_back(&mut conn, lost, attempt, Sign::Mark).await.unwrap());
     assert_eq!(sessions::waiting(&mut conn, 1).await.unwrap()[0].slots, 1);
     // A newer request counts the slot itself.
     sessions::request(&mut conn, &request(id, "c-b", 1, 2)).await.unwrap();
-    assert!(!sessions::give_back(&mut conn, lost, attempt).await.unwrap());
+    for sign in [Sign::Mark, Sign::Answer] {
+        assert!(!sessions::give_back(&mut conn, lost, attempt, sign).await.unwrap());
+    }
     assert!(queue::accept(&mut conn, lost, attempt, id, 60).await.unwrap());
-    assert!(!sessions::give_back(&mut conn, lost, attempt).await.unwrap());
+    assert!(!sessions::give_back(&mut conn, lost, attempt, Sign::Mark).await.unwrap());
 }
