@@ -66,13 +66,19 @@ pub async fn request(conn: &mut PgConnection, request: &BuildRequest) -> sqlx::R
     Ok(done.rows_affected() == 1)
 }
 
-/// Builders that wait, those that came first first; their rows stay locked, and rows that others lock are passed over.
+/// Builders that wait and that something is queued for, those that have asked first first; their rows stay locked, and
+/// rows that others lock are passed over.
 pub async fn waiting(conn: &mut PgConnection, limit: i64) -> sqlx::Result<Vec<Waiting>> {
     sqlx::query_as(
-        "SELECT s.builder_id, s.connection, s.node, s.targets, s.slots
+        "WITH due AS MATERIALIZED (
+             SELECT t.name FROM (SELECT name FROM targets UNION ALL SELECT 'any') t
+             WHERE EXISTS (SELECT FROM jobs j WHERE j.state = 'queued' AND j.run_at <= now() AND j.target = t.name)
+         )
+         SELECT s.builder_id, s.connection, s.node, s.targets, s.slots
          FROM builder_sessions s JOIN builders b ON b.id = s.builder_id
          WHERE s.slots > 0 AND b.enabled AND NOT b.drain
-         ORDER BY s.seen_at LIMIT $1 FOR UPDATE OF s SKIP LOCKED",
+           AND EXISTS (SELECT FROM due WHERE due.name = 'any' OR due.name = ANY(s.targets))
+         ORDER BY s.requested_at, s.builder_id LIMIT $1 FOR UPDATE OF s SKIP LOCKED",
     )
     .bind(limit)
     .fetch_all(conn)

@@ -1,21 +1,30 @@
 //! Sessions: which builders wait, for how many jobs, and where.
 
-use crate::support::{LINUX, builder, connected, job, lease, target, version};
-use cratemill_protocol::{BuilderId, bus::BuildRequest};
+use crate::support::{ARM, LINUX, builder, connected, job, lease, target, version};
+use cratemill_protocol::{BuilderId, Target, bus::BuildRequest};
 use cratemill_store::{
-    PgPool, builders, queue,
+    PgConnection, PgPool, builders,
+    queue::{self, NewJob},
     sessions::{self, Sign},
 };
+use time::{Duration, OffsetDateTime};
 
 fn request(builder: BuilderId, connection: &str, slots: u16, serial: u64) -> BuildRequest {
     let targets = vec![target(LINUX)];
     BuildRequest { builder, connection: connection.into(), node: "node-1".into(), targets, slots, serial }
 }
 
+/// Something to build for a target.
+async fn queued(conn: &mut PgConnection, name_of_target: &str) {
+    let version = version(conn, "queued").await;
+    queue::enqueue(conn, &NewJob { target: target(name_of_target), ..job(version) }).await.unwrap();
+}
+
 #[sqlx::test(migrations = "../migrations")]
 async fn the_newest_request_counts(pool: PgPool) {
     let mut tx = pool.begin().await.unwrap();
     let id = connected(&mut tx, "b", LINUX).await;
+    queued(&mut tx, LINUX).await;
     assert!(sessions::waiting(&mut tx, 10).await.unwrap().is_empty(), "nothing asked for yet");
     assert!(sessions::request(&mut tx, &request(id, "c-b", 3, 2)).await.unwrap());
     assert!(!sessions::request(&mut tx, &request(id, "c-b", 9, 1)).await.unwrap(), "an older one");
@@ -35,6 +44,7 @@ async fn the_newest_request_counts(pool: PgPool) {
 async fn those_who_may_not_build_do_not_wait(pool: PgPool) {
     let mut tx = pool.begin().await.unwrap();
     let id = connected(&mut tx, "b", LINUX).await;
+    queued(&mut tx, LINUX).await;
     sessions::request(&mut tx, &request(id, "c-b", 1, 1)).await.unwrap();
     for (enabled, drain, waits) in [(true, true, false), (false, false, false), (true, false, true)] {
         assert!(builders::update(&mut tx, id, Some(enabled), Some(drain)).await.unwrap());
@@ -46,16 +56,46 @@ async fn those_who_may_not_build_do_not_wait(pool: PgPool) {
 async fn a_builder_that_another_dispatcher_serves_is_passed_over(pool: PgPool) {
     let mut conn = pool.acquire().await.unwrap();
     let id = connected(&mut conn, "b", LINUX).await;
+    queued(&mut conn, LINUX).await;
     sessions::request(&mut conn, &request(id, "c-b", 1, 1)).await.unwrap();
     let (mut one, mut two) = (pool.begin().await.unwrap(), pool.begin().await.unwrap());
     assert_eq!(sessions::waiting(&mut one, 10).await.unwrap().len(), 1);
     assert!(sessions::waiting(&mut two, 10).await.unwrap().is_empty());
 }
 
+/// However many builders wait for what nobody wants built, the one that is needed is found.
+#[sqlx::test(migrations = "../migrations")]
+async fn only_those_wait_that_something_is_queued_for(pool: PgPool) {
+    let mut conn = pool.acquire().await.unwrap();
+    // Each in a transaction of its own: `now()` is the same within one.
+    for (name, name_of_target) in [("a", ARM), ("b", ARM), ("c", LINUX), ("d", LINUX)] {
+        let id = connected(&mut conn, name, name_of_target).await;
+        assert!(sessions::request(&mut conn, &request(id, &format!("c-{name}"), 1, 1)).await.unwrap());
+    }
+    let waiting = async |conn: &mut PgConnection, limit| -> Vec<String> {
+        let waiting = sessions::waiting(conn, limit).await.unwrap();
+        waiting.into_iter().map(|waiting| waiting.connection).collect()
+    };
+    assert!(waiting(&mut conn, 10).await.is_empty(), "nothing is queued");
+    queued(&mut conn, LINUX).await;
+    assert_eq!(waiting(&mut conn, 1).await, ["c-c"]);
+    // A mark of life does not put one behind another.
+    sessions::seen(&mut conn, &["c-c".into()]).await.unwrap();
+    assert_eq!(waiting(&mut conn, 10).await, ["c-c", "c-d"]);
+    let later = OffsetDateTime::now_utc() + Duration::hours(1);
+    let version = version(&mut conn, "any").await;
+    let new = NewJob { target: Target::any(), run_at: Some(later), ..job(version) };
+    queue::enqueue(&mut conn, &new).await.unwrap();
+    assert_eq!(waiting(&mut conn, 10).await.len(), 2, "not due yet");
+    queue::enqueue(&mut conn, &NewJob { run_at: None, ..new }).await.unwrap();
+    assert_eq!(waiting(&mut conn, 10).await, ["c-a", "c-b", "c-c", "c-d"]);
+}
+
 #[sqlx::test(migrations = "../migrations")]
 async fn a_new_connection_supersedes_the_old_one(pool: PgPool) {
     let mut tx = pool.begin().await.unwrap();
     let id = connected(&mut tx, "b", LINUX).await;
+    queued(&mut tx, LINUX).await;
     sessions::request(&mut tx, &request(id, "c-b", 4, 9)).await.unwrap();
     sessions::open(&mut tx, id, "c-2", "node-2", &[target(LINUX)]).await.unwrap();
     assert!(sessions::waiting(&mut tx, 10).await.unwrap().is_empty(), "it has not asked yet");
@@ -98,6 +138,7 @@ async fn the_slot_of_a_lost_assignment_is_given_back(pool: PgPool) {
     tx.rollback().await.unwrap();
     sessions::seen(&mut conn, &["c-b".into()]).await.unwrap();
     assert!(sessions::give_back(&mut conn, lost, attempt, Sign::Mark).await.unwrap());
+    queued(&mut conn, LINUX).await;
     assert_eq!(sessions::waiting(&mut conn, 1).await.unwrap()[0].slots, 1);
     // A newer request counts the slot itself.
     sessions::request(&mut conn, &request(id, "c-b", 1, 2)).await.unwrap();
