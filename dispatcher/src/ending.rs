@@ -61,11 +61,13 @@ fn next(outcome: &Outcome, job: Standing) -> Next {
         Outcome::Cancelled => (FailureClass::Infrastructure, "the builder gave the job up".to_owned()),
         Outcome::Failed { class, message, .. } => (*class, message.clone()),
     };
-    match class.is_retried() && job.goes_on() {
+    if !class.is_retried() || !job.goes_on() {
+        Next::Failed { class, message }
+    } else if job.withdrawn {
         // As if it had been in the queue.
-        true if job.withdrawn => Next::Cancelled,
-        true => Next::Retry { class, message },
-        false => Next::Failed { class, message },
+        Next::Cancelled
+    } else {
+        Next::Retry { class, message }
     }
 }
 

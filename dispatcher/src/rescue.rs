@@ -65,10 +65,8 @@ pub async fn expire_leases(pool: &PgPool) -> Result<usize, cratemill_store::Erro
     // Sessions are locked in one order, so that two rescues never wait for each other.
     expired.sort_by_key(|held| held.builder);
     for held in &expired {
-        let message = match held.accepted {
-            true => "the builder did not renew its lease in time".to_owned(),
-            false => "the builder did not accept the job in time".to_owned(),
-        };
+        let what = if held.accepted { "renew its lease" } else { "accept the job" };
+        let message = format!("the builder did not {what} in time");
         let lost =
             Outcome::Failed { class: FailureClass::Lost, message, stage: None, timings: Timings::default() };
         if sessions::give_back(&mut tx, held.id, held.attempt, Sign::Mark).await? {

@@ -41,6 +41,10 @@ pub async fn apply(pool: &PgPool, objects: &Objects, message: &OutcomeMessage) -
     let mut tx = pool.begin().await?;
     let held = queue::hold(&mut tx, message.job, message.attempt).await?;
     let Some(held) = held.filter(|held| held.builder == message.builder) else { return Ok(Applied::Stale) };
+    if !held.accepted {
+        // Rejected, or handed back by the node: the builder waits with the slot that the assignment took.
+        sessions::give_back(&mut tx, held.id, held.attempt, Sign::Answer).await?;
+    }
     let outcome = match &message.outcome {
         Outcome::Succeeded { timings } => match succeed(&mut tx, &held, message, document).await? {
             Ok(()) => message.outcome.clone(),
@@ -49,11 +53,7 @@ pub async fn apply(pool: &PgPool, objects: &Objects, message: &OutcomeMessage) -
                 refused(why, *timings)
             }
         },
-        _ => {
-            // Rejected, or handed back by the node: the builder waits with the slot that the assignment took.
-            sessions::give_back(&mut tx, held.id, held.attempt, Sign::Answer).await?;
-            ending::clean(message.outcome.clone())
-        }
+        _ => ending::clean(message.outcome.clone()),
     };
     let state = ending::end(&mut tx, &held, &outcome, Some(message.last_seq)).await?;
     tx.commit().await?;

@@ -102,9 +102,10 @@ async fn nothing_follows_from_a_version_that_was_withdrawn(pool: PgPool) {
                 .unwrap();
             let mut work = Work::take(&mut conn, &builder).await;
             work.upload(&pool, &store.objects, "demo.json", &metadata("bin")).await;
-            let (outcome, state) = match succeeds {
-                true => (work.succeeded(&builder), JobState::Succeeded),
-                false => (work.outcome(&builder, failed(FailureClass::Lost)), JobState::Cancelled),
+            let (outcome, state) = if succeeds {
+                (work.succeeded(&builder), JobState::Succeeded)
+            } else {
+                (work.outcome(&builder, failed(FailureClass::Lost)), JobState::Cancelled)
             };
             assert_eq!(ended(&pool, &store.objects, &outcome).await.0, state, "{withdraw}");
             assert_eq!(queue::lengths(&mut conn).await.unwrap(), (0, 0), "{withdraw}");
