@@ -139,8 +139,14 @@ fn find_v2(own: &str, mounts: &str) -> Option<Cgroups> {
     // A group that hands controllers on holds no process itself: the agent moves to a group of its own.
     let agent = base.join("cratemill-agent");
     fs::create_dir_all(&agent).ok()?;
-    fs::write(agent.join("cgroup.procs"), "0").ok()?;
-    fs::write(base.join("cgroup.subtree_control"), "+memory +pids +cpu").ok()?;
+    let moved = fs::write(agent.join("cgroup.procs"), "0");
+    let handed_on = moved.and_then(|()| fs::write(base.join("cgroup.subtree_control"), "+memory +pids +cpu"));
+    if handed_on.is_err() {
+        // Back to where our owner put us. What fails now had failed before.
+        drop(fs::write(base.join("cgroup.procs"), "0"));
+        drop(fs::remove_dir(&agent));
+        return None;
+    }
     Some(Cgroups::V2 { base })
 }
 
@@ -221,5 +227,26 @@ impl Group {
                 tokio::time::sleep(REMOVE_WAIT).await;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A folder in the place of a group: what is written into it shows what was asked of the kernel.
+    #[test]
+    fn an_agent_that_cannot_hand_controllers_on_goes_back_to_its_group() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = dir.path();
+        fs::write(base.join("cgroup.controllers"), "cpu memory pids").unwrap();
+        let mounts = format!("1 2 0:1 / {} rw - cgroup2 none rw", base.display());
+        assert!(matches!(find_v2("0::/", &mounts), Some(Cgroups::V2 { .. })));
+        assert!(!base.join("cgroup.procs").exists(), "it stays in the group of its own");
+        // A file that cannot be written, even by root.
+        fs::remove_file(base.join("cgroup.subtree_control")).unwrap();
+        fs::create_dir(base.join("cgroup.subtree_control")).unwrap();
+        assert!(find_v2("0::/", &mounts).is_none());
+        assert_eq!(fs::read_to_string(base.join("cgroup.procs")).unwrap(), "0");
     }
 }

@@ -9,14 +9,14 @@ use std::{collections::HashMap, fs, path::Path};
 /// What a tree of processes uses.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Usage {
-    /// Memory of its own: not shared with others or with files.
+    /// Memory that is no file's; what processes share counts for each of them.
     pub(super) memory_bytes: u64,
     /// Processes and threads.
     pub(super) processes: u64,
 }
 
 /// Adds up `root` and all below it. A process that ends meanwhile does not count.
-pub(super) fn usage_of_tree(root: u32, page_bytes: u64) -> Usage {
+pub(super) fn usage_of_tree(root: u32) -> Usage {
     let mut children: HashMap<u32, Vec<(u32, u64)>> = HashMap::new();
     let Ok(entries) = fs::read_dir("/proc") else { return Usage::default() };
     for entry in entries.flatten() {
@@ -30,7 +30,7 @@ pub(super) fn usage_of_tree(root: u32, page_bytes: u64) -> Usage {
     while let Some(pid) = todo.pop() {
         for (child, threads) in children.remove(&pid).unwrap_or_default() {
             usage.processes += threads;
-            usage.memory_bytes += own_memory(child, page_bytes);
+            usage.memory_bytes += own_memory(child);
             todo.push(child);
         }
     }
@@ -51,11 +51,18 @@ fn parse_stat(stat: &str) -> Option<(u32, u64)> {
     Some((parent, threads))
 }
 
-fn own_memory(pid: u32, page_bytes: u64) -> u64 {
-    let Ok(statm) = fs::read_to_string(format!("/proc/{pid}/statm")) else { return 0 };
-    let mut pages = statm.split_ascii_whitespace().map(|field| field.parse::<u64>().unwrap_or(0)).skip(1);
-    let (resident, shared) = (pages.next().unwrap_or(0), pages.next().unwrap_or(0));
-    resident.saturating_sub(shared) * page_bytes
+fn own_memory(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    parse_memory(&status)
+}
+
+/// Shared memory counts: nothing else bounds what a build maps of it. The name, which may hold anything, is one line.
+fn parse_memory(status: &str) -> u64 {
+    let kib = |line: &str| {
+        let rest = line.strip_prefix("RssAnon:").or_else(|| line.strip_prefix("RssShmem:"))?;
+        rest.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()
+    };
+    status.lines().filter_map(kib).sum::<u64>().saturating_mul(1_024)
 }
 
 /// Ends a sandbox: with pid 1 of its namespace, every process in it dies.
@@ -102,9 +109,16 @@ mod tests {
     }
 
     #[test]
+    fn memory_is_what_is_no_files() {
+        let status = "Name:\tRssAnon: 9 kB\nVmRSS:\t    4000 kB\nRssAnon:\t     100 kB\nRssFile:\t    1000 kB\nRssShmem:\t      20 kB\n";
+        assert_eq!(parse_memory(status), 120 * 1_024);
+        assert_eq!(parse_memory(""), 0);
+    }
+
+    #[test]
     fn a_tree_counts_its_children() {
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
-        let usage = usage_of_tree(std::process::id(), 4096);
+        let usage = usage_of_tree(std::process::id());
         kill_pid(child.id());
         child.wait().unwrap();
         assert!(usage.processes >= 1);

@@ -161,24 +161,18 @@ async fn supervise(
 }
 
 async fn watch_usage(launcher: u32, limits: &Limits, group: Option<&Group>) -> Breach {
-    let page_bytes = page_bytes();
     let mut ticks = interval(USAGE_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
         let breach = match group {
             Some(group) => group_breach(group),
-            None => usage_breach(process::usage_of_tree(launcher, page_bytes), limits),
+            None => usage_breach(process::usage_of_tree(launcher), limits),
         };
         if let Some(breach) = breach {
             return breach;
         }
     }
-}
-
-fn page_bytes() -> u64 {
-    let size = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok().flatten();
-    size.and_then(|size| u64::try_from(size).ok()).unwrap_or(4096)
 }
 
 fn group_breach(group: &Group) -> Option<Breach> {

@@ -49,6 +49,22 @@ async fn hogs_memory_without_cgroups() {
     hogs_memory(Lab::without_cgroups().await).await;
 }
 
+/// Memory that processes could share is nobody's own.
+#[tokio::test]
+async fn hogs_shared_memory_without_cgroups() {
+    let body = "extern \"C\" { fn mmap(at: *mut u8, bytes: usize, may: i32, how: i32, file: i32, from: i64) -> *mut u8; }\n\
+                const BYTES: usize = 1 << 30;\n\
+                unsafe {\n\
+                    let all = mmap(std::ptr::null_mut(), BYTES, 3, 0x21, -1, 0);\n\
+                    assert_ne!(all as isize, -1);\n\
+                    for at in (0..BYTES).step_by(4096) { all.add(at).write_volatile(1); }\n\
+                }\n\
+                loop { std::thread::park(); }";
+    let limits = Limits { memory_bytes: 512 * MIB, wall_s: 20, ..limits() };
+    let run = Lab::without_cgroups().await.build_within(fixture::with_build_script(body), limits).await;
+    run.assert_failed(FailureClass::OutOfMemory, "killed: used more than 512 MiB of memory");
+}
+
 const FORK_BOMB: &str = "loop { _ = std::process::Command::new(\"/bin/sleep\").arg(\"1000\").spawn(); }";
 
 async fn forks(mut lab: Lab) {
