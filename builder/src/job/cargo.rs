@@ -6,7 +6,7 @@
 //! build     no network  source read-only  cache read-only   build scripts, macros: anything
 //! metadata  no network  source read-only  cache read-only   cargo only
 //! ```
-//! The cache is shared by all jobs of the agent, because an index and the usual dependencies take a second or more to
+//! The cache is shared by the jobs of the agent, because an index and the usual dependencies take a second or more to
 //! get. It cannot be poisoned: only the fetch phase writes it, where only cargo runs, which files everything by the
 //! registry it is from and checks it against that registry's checksums; crates see it read-only.
 //!
@@ -202,7 +202,6 @@ impl Cargo<'_> {
         command: Vec<OsString>,
         stdout: &mut Stdout,
     ) -> Result<Report, Failure> {
-        let (cargo_home, _in_use) = self.context.work.cargo_home().await;
         let (source, target, scratch) =
             (self.dir.path("source"), self.dir.path("target"), self.dir.path("scratch"));
         let bind = |host: &Path, inside, writable| Bind { host: host.to_owned(), inside, writable };
@@ -211,7 +210,7 @@ impl Cargo<'_> {
             network: access.network,
             binds: vec![
                 bind(&source, SOURCE, access.network),
-                bind(&cargo_home, CARGO_HOME, access.network),
+                bind(self.dir.cache().path(), CARGO_HOME, access.network),
                 bind(&target, TARGET, !access.network),
             ],
             environment: environment(self.context, self.bounds),

@@ -3,14 +3,18 @@
 //! ```text
 //! lock         held by the running agent: one folder, one agent
 //! instance     a random name, so that cgroups can be told from those of other agents
-//! cargo-home/  cargo's download cache, shared by all jobs; written only while fetching
+//! cargo-home/  cargo's download caches, by number; the newest is shared by all new jobs
 //! jobs/<job>-<attempt>/
 //! left/        what a killed agent left and nobody could remove yet
 //! ```
 
+mod cache;
 mod remove;
 
+pub use cache::{Cache, MAX_BYTES as MAX_CACHE_BYTES};
+
 use anyhow::{Context, bail};
+use cache::Caches;
 use cratemill_protocol::builder::JobRef;
 use nix::fcntl::{Flock, FlockArg};
 use rand::Rng;
@@ -19,30 +23,22 @@ use std::{
     fs::{self, File},
     io,
     path::{Path, PathBuf},
-    time::{Duration, Instant},
+    sync::Arc,
 };
-use tokio::sync::{Mutex, RwLock, RwLockReadGuard};
-
-/// A cache beyond this is emptied when no job runs: what is needed comes back with the next fetch.
-const MAX_CACHE_BYTES: u64 = 10 << 30;
-/// Adding up a large cache takes a second or two.
-const CHECK_CACHE_EVERY: Duration = Duration::from_hours(1);
 
 #[derive(Debug)]
 pub struct WorkDir {
     root: PathBuf,
     instance: String,
     _lock: Flock<File>,
-    /// Read: jobs that use the cache. Write: whoever empties it.
-    cache: RwLock<()>,
-    checked: Mutex<Option<Instant>>,
+    caches: Caches,
 }
 
 impl WorkDir {
     /// Takes the folder for this process and removes what jobs of a killed agent left.
     pub fn open(root: &Path) -> anyhow::Result<Self> {
         let context = || format!("cannot use the work folder {}", root.display());
-        fs::create_dir_all(root.join("cargo-home")).with_context(context)?;
+        fs::create_dir_all(root).with_context(context)?;
         let root = root.canonicalize().with_context(context)?;
         let file = File::create(root.join("lock")).with_context(context)?;
         let Ok(lock) = Flock::lock(file, FlockArg::LockExclusiveNonblock) else {
@@ -52,7 +48,8 @@ impl WorkDir {
         put_aside(&root, "jobs").with_context(context)?;
         fs::create_dir(root.join("jobs")).with_context(context)?;
         remove_left(&root);
-        Ok(Self { root, instance, _lock: lock, cache: RwLock::new(()), checked: Mutex::new(None) })
+        let caches = Caches::open(root.join("cargo-home"), cache::LARGE_BYTES).with_context(context)?;
+        Ok(Self { root, instance, _lock: lock, caches })
     }
 
     pub fn root(&self) -> &Path {
@@ -67,41 +64,15 @@ impl WorkDir {
     /// A new, empty folder for an attempt.
     pub async fn job(&self, job: JobRef) -> io::Result<JobDir> {
         let root = self.root.join("jobs").join(format!("{}-{}", job.job, job.attempt));
+        let cache = self.caches.get().await?;
         let making = tokio::task::spawn_blocking(move || {
             remove_tree(&root)?;
-            let dir = JobDir { root, removed: false };
+            let dir = JobDir { root, cache, removed: false };
             let mut names = ["source", "target", "scratch", "artifacts"].into_iter();
             names.try_for_each(|name| fs::create_dir_all(dir.path(name)))?;
             Ok(dir)
         });
         making.await.map_err(io::Error::other)?
-    }
-
-    /// The download cache, for as long as the guard lives.
-    pub async fn cargo_home(&self) -> (PathBuf, RwLockReadGuard<'_, ()>) {
-        self.empty_large_cache().await;
-        (self.root.join("cargo-home"), self.cache.read().await)
-    }
-
-    async fn empty_large_cache(&self) {
-        let mut checked = self.checked.lock().await;
-        if checked.is_some_and(|at| at.elapsed() < CHECK_CACHE_EVERY) {
-            return;
-        }
-        let Ok(_alone) = self.cache.try_write() else { return };
-        *checked = Some(Instant::now());
-        let home = self.root.join("cargo-home");
-        let emptied = tokio::task::spawn_blocking(move || {
-            if crate::sandbox::measure_bytes(&home, MAX_CACHE_BYTES) < MAX_CACHE_BYTES {
-                return Ok(());
-            }
-            tracing::info!("The download cache is over {MAX_CACHE_BYTES} bytes and is emptied");
-            remove_tree(&home)?;
-            fs::create_dir(&home)
-        });
-        if let Ok(Err(error)) = emptied.await {
-            tracing::warn!(%error, "The download cache cannot be emptied");
-        }
     }
 }
 
@@ -139,10 +110,11 @@ fn remove_left(root: &Path) {
     }
 }
 
-/// The folder of one attempt.
+/// The folder of one attempt, and the download cache that it uses from beginning to end.
 #[derive(Debug)]
 pub struct JobDir {
     root: PathBuf,
+    cache: Arc<Cache>,
     removed: bool,
 }
 
@@ -151,16 +123,22 @@ impl JobDir {
         self.root.join(name)
     }
 
+    pub fn cache(&self) -> &Cache {
+        &self.cache
+    }
+
     /// Takes as long as the build liked to make it take, so it is done beside the async threads.
     pub async fn remove(mut self) {
         self.removed = true;
-        let root = self.root.clone();
+        let (root, cache) = (self.root.clone(), Arc::clone(&self.cache));
+        drop(self);
         // It ends early only when the runtime does.
         drop(tokio::task::spawn_blocking(move || remove_job(&root)).await);
+        drop(cache::release(cache));
     }
 }
 
-/// Only of an attempt that panicked.
+/// Only of an attempt that panicked. A cache that has no other user goes with the next start.
 impl Drop for JobDir {
     fn drop(&mut self) {
         if !self.removed {
@@ -218,7 +196,9 @@ mod tests {
         drop(work);
         let opened = WorkDir::open(dir.path());
         let mut left: Vec<PathBuf> = files(&dir.path().join("left"));
-        left.iter().for_each(|file| assert!(set_immutable("-i", file)));
+        for file in &left {
+            assert!(set_immutable("-i", file));
+        }
         left.retain(|file| file.file_name() != stuck.file_name());
         assert_eq!(left, Vec::<PathBuf>::new(), "the rest is gone");
         let work = opened.unwrap();

@@ -119,7 +119,7 @@ mod tests {
         fs::write(other.join("file"), "x").unwrap();
         fs::write(tree.join("a/b/file"), "x").unwrap();
         std::os::unix::fs::symlink(&other, tree.join("a/link")).unwrap();
-        fs::set_permissions(tree.join("a/b"), fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(tree.join("a/b"), fs::Permissions::from_mode(0o000)).unwrap();
         remove_tree(&tree).unwrap();
         remove_tree(&tree).unwrap();
         assert!(!tree.exists() && other.join("file").exists());
