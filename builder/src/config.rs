@@ -47,6 +47,9 @@ pub struct Args {
     /// The Rust toolchain's folder (with bin/cargo). Default: that of the `rustc` on PATH.
     #[arg(long, env = "TOOLCHAIN", value_name = "DIR")]
     pub toolchain: Option<PathBuf>,
+    /// Disk space in MiB that jobs leave free: below it, running jobs are killed.
+    #[arg(long, env = "MIN_FREE_DISK_MIB", default_value_t = 1_024)]
+    pub min_free_disk_mib: u64,
     #[command(flatten)]
     pub caps: CapArgs,
     /// Seconds to finish running jobs after SIGTERM.
@@ -97,6 +100,8 @@ pub struct Config {
     pub targets: Vec<Target>,
     pub work_dir: PathBuf,
     pub toolchain: Option<PathBuf>,
+    /// Disk space that jobs leave free.
+    pub reserve_bytes: u64,
     pub caps: Caps,
     pub drain: Duration,
 }
@@ -136,6 +141,7 @@ impl Args {
             targets: self.targets,
             work_dir,
             toolchain: self.toolchain,
+            reserve_bytes: self.min_free_disk_mib.saturating_mul(MIB),
             caps: self.caps.check()?,
             drain: Duration::from_secs(self.drain_s),
         })

@@ -55,7 +55,12 @@ pub async fn run(config: config::Config, signals: mpsc::Receiver<agent::Signal>)
         server: config.server,
         identity,
         http: job::http_client().context("no HTTP client")?,
-        sandbox: sandbox::Sandbox { toolchain: Arc::new(toolchain), cgroups, prefix },
+        sandbox: sandbox::Sandbox {
+            toolchain: Arc::new(toolchain),
+            cgroups,
+            prefix,
+            reserve_bytes: config.reserve_bytes,
+        },
         work,
         caps: config.caps,
     };

@@ -16,8 +16,8 @@
 use super::{Context, failure::Failure};
 use crate::{
     log::Log,
-    sandbox::{self, Bind, Bounds, Ended, Line, Phase, Report, Stdout},
-    workdir::JobDir,
+    sandbox::{self, Bind, Bounds, Breach, Ended, Line, Phase, Report, Stdout},
+    workdir::{JobDir, MAX_CACHE_BYTES},
 };
 use cratemill_protocol::builder::Job;
 use reqwest::Url;
@@ -217,8 +217,13 @@ impl Cargo<'_> {
             command,
             scratch: &scratch,
             written: vec![source.clone(), target.clone()],
+            cache: access.network.then(|| (self.dir.cache().path().to_owned(), MAX_CACHE_BYTES)),
         };
-        Ok(self.context.sandbox.run(&phase, self.bounds, stdout, self.log).await?)
+        let report = self.context.sandbox.run(&phase, self.bounds, stdout, self.log).await?;
+        if report.ended == Ended::Killed(Breach::Cache) {
+            self.dir.cache().set_full();
+        }
+        Ok(report)
     }
 }
 

@@ -3,6 +3,7 @@
 use crate::{
     events::Abandoned,
     sandbox::{self, Breach},
+    workdir::MAX_CACHE_BYTES,
 };
 use cratemill_protocol::{FailureClass, Limits};
 
@@ -46,6 +47,17 @@ impl Failure {
                 FailureClass::OutputTooLarge,
                 format!("killed: wrote more than {} of files", size(limits.output_bytes)),
             ),
+            Breach::Hidden => (
+                FailureClass::OutputTooLarge,
+                "killed: made folders that cannot be read or are too deep to be measured".into(),
+            ),
+            Breach::Cache => (
+                FailureClass::Infrastructure,
+                format!("killed: the builder's download cache grew to {}", size(MAX_CACHE_BYTES)),
+            ),
+            Breach::Disk => {
+                (FailureClass::Infrastructure, "killed: the builder's disk is almost full".into())
+            }
             Breach::Log => (
                 FailureClass::OutputTooLarge,
                 format!("killed: printed more than {} of log", size(limits.log_bytes)),

@@ -30,6 +30,8 @@ pub struct Sandbox {
     pub cgroups: Cgroups,
     /// Begins the names of our cgroups: what is left of a killed agent is found by it.
     pub prefix: String,
+    /// What no job may take of the disk: some of what jobs write is seen only by what is left.
+    pub reserve_bytes: u64,
 }
 
 /// One command in one sandbox.
@@ -45,6 +47,8 @@ pub struct Phase<'a> {
     pub scratch: &'a Path,
     /// Folders of the host whose content counts as the job's output.
     pub written: Vec<PathBuf>,
+    /// A folder that is not the job's own, but may not become larger than this.
+    pub cache: Option<(PathBuf, u64)>,
 }
 
 #[derive(Debug)]
@@ -68,6 +72,10 @@ pub enum Breach {
     Memory,
     Processes,
     Output,
+    /// Output that cannot be measured.
+    Hidden,
+    Cache,
+    Disk,
     Log,
 }
 
@@ -111,7 +119,7 @@ impl Sandbox {
     ) -> Result<Report, Error> {
         let name = format!("{}{}", self.prefix, phase.name);
         let group = self.cgroups.create(&name, &bounds.limits)?;
-        let result = supervise::run(&self.toolchain, phase, bounds, group.as_ref(), stdout, log).await;
+        let result = supervise::run(self, phase, bounds, group.as_ref(), stdout, log).await;
         if let Some(group) = group {
             group.remove().await;
         }
@@ -128,6 +136,7 @@ impl Sandbox {
             command: vec![inside(toolchain, "bin/rustc").into(), "--version".into()],
             scratch,
             written: vec![],
+            cache: None,
         };
         let report = scratch.join("check");
         let command = launch::command(toolchain, &phase, &Limits::default(), None, &report);

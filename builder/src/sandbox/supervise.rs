@@ -1,19 +1,17 @@
 //! Runs one sandbox: takes its output, measures it, and ends it when it is over a limit.
 
 use super::{
-    Bounds, Breach, Ended, Error, Phase, Report,
+    Bounds, Breach, Ended, Error, Phase, Report, Sandbox,
     cgroup::Group,
-    launch, output,
+    launch,
+    output::Watched,
     process::{self, Usage},
 };
-use crate::{
-    log::{Log, READ_BYTES, Stream},
-    toolchain::Toolchain,
-};
+use crate::log::{Log, READ_BYTES, Stream};
 use bytes::{Buf, Bytes, BytesMut};
 use cratemill_protocol::Limits;
 use std::{
-    path::{Path, PathBuf},
+    path::Path,
     process::Stdio,
     time::{Duration, Instant},
 };
@@ -93,7 +91,7 @@ impl Stdout {
 }
 
 pub(super) async fn run(
-    toolchain: &Toolchain,
+    sandbox: &Sandbox,
     phase: &Phase<'_>,
     bounds: &Bounds,
     group: Option<&Group>,
@@ -102,14 +100,21 @@ pub(super) async fn run(
 ) -> Result<Report, Error> {
     let report = phase.scratch.join("sandbox.json");
     drop(std::fs::remove_file(&report));
-    let mut command = launch::command(toolchain, phase, &bounds.limits, group, &report);
+    let mut command = launch::command(&sandbox.toolchain, phase, &bounds.limits, group, &report);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
     let started = Instant::now();
     // From an async worker thread: the sandbox dies with the thread that started it, and those live as long as we do.
     let mut child = command.spawn()?;
     let (out, err) = (child.stdout.take(), child.stderr.take());
     let mut tail = BytesMut::new();
-    let supervised = supervise(&mut child, phase, bounds, group, &report, log);
+    let watched = Watched {
+        written: phase.written.clone(),
+        max_bytes: bounds.limits.output_bytes,
+        cache: phase.cache.clone(),
+        disk: phase.scratch.to_owned(),
+        reserve_bytes: sandbox.reserve_bytes,
+    };
+    let supervised = supervise(&mut child, &watched, bounds, group, &report, log);
     let pumps = async {
         tokio::join!(pump_out(out, stdout, log), pump_err(err, &mut tail, log));
     };
@@ -126,7 +131,7 @@ pub(super) async fn run(
         ended
     } else {
         let Some(code) = process::exit_code(&report) else { return Err(Error::Setup) };
-        let breach = if code == 0 { None } else { breach_behind(phase, bounds, group).await };
+        let breach = if code == 0 { None } else { breach_behind(&watched, group).await };
         breach.map_or(Ended::Exited { code }, Ended::Killed)
     };
     Ok(Report { ended, took, stderr_tail: String::from_utf8_lossy(&tail).into_owned() })
@@ -135,7 +140,7 @@ pub(super) async fn run(
 /// Waits for the end and brings it about when a limit is passed; none if the command ended by itself.
 async fn supervise(
     child: &mut Child,
-    phase: &Phase<'_>,
+    watched: &Watched,
     bounds: &Bounds,
     group: Option<&Group>,
     report: &Path,
@@ -151,7 +156,7 @@ async fn supervise(
         () = bounds.cancel.cancelled() => Ended::Cancelled,
         () = log.overflow().cancelled() => Ended::Killed(Breach::Log),
         breach = watch_usage(launcher, &bounds.limits, group) => Ended::Killed(breach),
-        breach = watch_output(phase.written.clone(), bounds.limits.output_bytes) => Ended::Killed(breach),
+        breach = watch_output(watched) => Ended::Killed(breach),
     };
     process::kill_sandbox(launcher, report);
     if timeout(KILL_WAIT, child.wait()).await.is_err() {
@@ -195,29 +200,28 @@ fn usage_breach(usage: Usage, limits: &Limits) -> Option<Breach> {
     }
 }
 
-async fn watch_output(folders: Vec<PathBuf>, max_bytes: u64) -> Breach {
+async fn watch_output(watched: &Watched) -> Breach {
     loop {
         let started = Instant::now();
-        if is_too_much(folders.clone(), max_bytes).await {
-            return Breach::Output;
+        if let Some(breach) = output_breach(watched).await {
+            return breach;
         }
         tokio::time::sleep(OUTPUT_EVERY.max(started.elapsed() * OUTPUT_REST)).await;
     }
 }
 
-async fn is_too_much(folders: Vec<PathBuf>, max_bytes: u64) -> bool {
-    let measured =
-        tokio::task::spawn_blocking(move || output::measure(&folders, max_bytes).exceeds(max_bytes));
+async fn output_breach(watched: &Watched) -> Option<Breach> {
+    let watched = watched.clone();
     // It ends early only when the runtime does.
-    measured.await.unwrap_or(false)
+    tokio::task::spawn_blocking(move || watched.breach()).await.unwrap_or(None)
 }
 
 /// A command that failed by itself may have failed because of a limit that was looked at too late.
-async fn breach_behind(phase: &Phase<'_>, bounds: &Bounds, group: Option<&Group>) -> Option<Breach> {
-    if let Some(breach) = group.and_then(group_breach) {
-        return Some(breach);
+async fn breach_behind(watched: &Watched, group: Option<&Group>) -> Option<Breach> {
+    match group.and_then(group_breach) {
+        Some(breach) => Some(breach),
+        None => output_breach(watched).await,
     }
-    is_too_much(phase.written.clone(), bounds.limits.output_bytes).await.then_some(Breach::Output)
 }
 
 async fn pump_out(pipe: Option<impl AsyncRead + Unpin>, stdout: &mut Stdout, log: &Log) {

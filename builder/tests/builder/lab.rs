@@ -71,7 +71,7 @@ impl Lab {
             server: Server::new(&service.url, None).unwrap(),
             identity: Identity::from_key(PrivateKey::random(&mut OsRng, Algorithm::Ed25519).unwrap()),
             http: job::http_client().unwrap(),
-            sandbox: Sandbox { toolchain: Arc::new(toolchain), cgroups, prefix },
+            sandbox: Sandbox { toolchain: Arc::new(toolchain), cgroups, prefix, reserve_bytes: 0 },
             work,
             caps: Caps::default(),
         };

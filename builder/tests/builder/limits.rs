@@ -114,6 +114,30 @@ async fn writes_many_files() {
 }
 
 #[tokio::test]
+async fn writes_where_nobody_looks() {
+    let run = writes(
+        "std::env::set_current_dir(std::env::var(\"OUT_DIR\").unwrap()).unwrap();\n\
+         let name = \"x\".repeat(250);\n\
+         for _ in 0..20 { std::fs::create_dir(&name).unwrap(); std::env::set_current_dir(&name).unwrap(); }\n\
+         loop { std::thread::park(); }",
+    )
+    .await;
+    run.assert_failed(
+        FailureClass::OutputTooLarge,
+        "killed: made folders that cannot be read or are too deep",
+    );
+}
+
+/// A file without a name is found by no walk, but its room is missing.
+#[tokio::test]
+async fn leaves_the_disk_its_reserve() {
+    let mut lab = Lab::new().await;
+    std::sync::Arc::get_mut(&mut lab.context).unwrap().sandbox.reserve_bytes = u64::MAX;
+    let run = lab.build(fixture::with_build_script("loop { std::thread::park(); }")).await;
+    run.assert_failed(FailureClass::Infrastructure, "killed: the builder's disk is almost full");
+}
+
+#[tokio::test]
 async fn prints_without_end() {
     let mut lab = Lab::new().await;
     // Cargo keeps a build script's output to itself; a compiler's goes through.

@@ -71,6 +71,7 @@ impl Peer {
             targets: vec![],
             work_dir: self.folder.path().join("work"),
             toolchain: None,
+            reserve_bytes: 0,
             caps: Caps::default(),
             drain: Duration::from_secs(20),
         }
