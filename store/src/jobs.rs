@@ -92,7 +92,8 @@ async fn select(
         .await
 }
 
-/// How many queued jobs go before this one, plus one; none if it is not queued.
+/// How many queued jobs are ahead of this one by priority and time, plus one; none if it is not queued. Crates take turns,
+/// so one of a crate with many jobs may be later, and another sooner.
 pub async fn queue_position(conn: &mut PgConnection, id: JobId) -> sqlx::Result<Option<i64>> {
     sqlx::query_scalar(
         "SELECT (SELECT count(*) FROM jobs o WHERE o.state = 'queued'

@@ -124,7 +124,12 @@ pub struct Candidate {
     pub features: Features,
 }
 
+/// How far down the queue a round looks for crates that have not had their turn: what it reads stays in the memory of a
+/// query, whatever the length of the queue.
+const TURNS_WINDOW: i64 = 1_024;
+
 /// The next jobs for any of `targets`, best first; their rows stay locked, and rows that others lock are passed over.
+/// Within a priority crates take turns, so that one with many jobs does not keep the others waiting.
 pub async fn candidates(
     conn: &mut PgConnection,
     targets: &[String],
@@ -132,12 +137,24 @@ pub async fn candidates(
 ) -> sqlx::Result<Vec<Candidate>> {
     sqlx::query_as(
         "SELECT j.id, j.attempt, c.name, v.version, v.sha256, j.kind, j.target, j.features
-         FROM jobs j JOIN versions v ON v.id = j.version_id JOIN crates c ON c.id = v.crate_id
-         WHERE j.state = 'queued' AND j.run_at <= now() AND (j.target = 'any' OR j.target = ANY($1))
-         ORDER BY j.priority, j.run_at, j.id LIMIT $2 FOR UPDATE OF j SKIP LOCKED",
+         FROM unnest(ARRAY(
+             SELECT id FROM (
+                 SELECT id, priority, run_at,
+                        row_number() OVER (PARTITION BY priority, crate_id ORDER BY run_at, id) AS turn
+                 FROM (SELECT id, priority, run_at, (SELECT crate_id FROM versions WHERE id = jobs.version_id)
+                       FROM jobs
+                       WHERE state = 'queued' AND run_at <= now() AND (target = 'any' OR target = ANY($1))
+                       ORDER BY priority, run_at, id LIMIT $3) AS first
+             ) AS numbered ORDER BY priority, turn, run_at, id
+         )) WITH ORDINALITY AS turns (id, place)
+         JOIN jobs j ON j.id = turns.id
+         JOIN versions v ON v.id = j.version_id JOIN crates c ON c.id = v.crate_id
+         WHERE j.state = 'queued' AND j.run_at <= now()
+         ORDER BY turns.place LIMIT $2 FOR UPDATE OF j SKIP LOCKED",
     )
     .bind(targets)
     .bind(limit)
+    .bind(TURNS_WINDOW)
     .fetch_all(conn)
     .await
 }

@@ -1,7 +1,7 @@
 //! The queue: what is queued once, in which order, and who gets it.
 
 use crate::support::{ARM, LINUX, builder, job, krate, lease, target, version};
-use cratemill_protocol::{Attempt, JobId, JobState, Priority, bus::JobChanged};
+use cratemill_protocol::{Attempt, JobId, JobState, Kind, Priority, bus::JobChanged};
 use cratemill_store::{
     PgPool, attempts, jobs,
     queue::{self, Enqueued, NewJob},
@@ -72,6 +72,31 @@ async fn the_order_is_priority_then_time(pool: PgPool) {
     assert_eq!(jobs::queue_position(&mut tx, ids[3]).await.unwrap(), Some(2));
     let due = queue::next_due(&mut tx).await.unwrap().expect("one is due later");
     assert!(due > now + Duration::minutes(50));
+}
+
+/// A crate with many jobs does not keep the others waiting, at the same priority.
+#[sqlx::test(migrations = "../migrations")]
+async fn crates_take_turns(pool: PgPool) {
+    let mut tx = pool.begin().await.unwrap();
+    let big = version(&mut tx, "big").await;
+    let small = version(&mut tx, "small").await;
+    let ago = |s| Some(OffsetDateTime::now_utc() - Duration::seconds(s));
+    let mut ids = Vec::new();
+    for (version, kind, priority, ago_s) in [
+        (big, Kind::Tarball, Priority::NewRelease, 60),
+        (big, Kind::Debian, Priority::NewRelease, 50),
+        (big, Kind::Rustdoc, Priority::NewRelease, 40),
+        (small, Kind::Tarball, Priority::NewRelease, 30),
+        (small, Kind::Debian, Priority::NewRelease, 20),
+        (small, Kind::Rustdoc, Priority::Backfill, 90),
+        (big, Kind::Coverage, Priority::OnDemand, 10),
+    ] {
+        let new = NewJob { kind, priority, run_at: ago(ago_s), ..job(version) };
+        ids.push(queue::enqueue(&mut tx, &new).await.unwrap().id());
+    }
+    let candidates = queue::candidates(&mut tx, &[LINUX.into()], 10).await.unwrap();
+    let order: Vec<JobId> = candidates.iter().map(|candidate| candidate.id).collect();
+    assert_eq!(order, [6, 0, 3, 1, 4, 2, 5].map(|n: usize| ids[n]));
 }
 
 /// Two transactions that lease at the same time never see the same job.
