@@ -13,12 +13,12 @@ use tokio_util::sync::CancellationToken;
 const NAME: &str = "cratemill-counter";
 /// Messages per transaction: a transaction costs about the same for one as for all of them.
 const MAX_MESSAGES: usize = 256;
-/// How long an idle counter asks before it asks again.
-const PULL: Duration = Duration::from_secs(5);
+/// How long an idle counter asks before it asks again, and so how long it may take to notice that it is to drain.
+const PULL: Duration = Duration::from_secs(1);
 /// Once something is there: how long to wait for more of it. A person does not notice, and a crowd shares a commit.
 const GATHER: Duration = Duration::from_millis(20);
 /// A batch is applied within milliseconds; one that was taken by a counter that died comes again after this.
-const ACK_WAIT: Duration = Duration::from_secs(30);
+const ACK_WAIT: Duration = Duration::from_secs(10);
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
 
@@ -77,9 +77,14 @@ async fn consumer(bus: &Bus, shutdown: &CancellationToken) -> Option<PullConsume
 
 /// One batch, if there is one.
 async fn turn(pool: &PgPool, consumer: &PullConsumer, shutdown: &CancellationToken) -> anyhow::Result<()> {
+    // Not cut short by a drain: the server may be sending what was asked for, and nobody would take it.
+    let overdue = async {
+        shutdown.cancelled().await;
+        tokio::time::sleep(2 * PULL).await;
+    };
     let first = tokio::select! {
         first = first(consumer) => first?,
-        () = shutdown.cancelled() => return Ok(()),
+        () = overdue => return Ok(()),
     };
     let Some(first) = first else { return Ok(()) };
     tokio::time::sleep(GATHER).await;
