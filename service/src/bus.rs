@@ -5,9 +5,13 @@ use anyhow::Context as _;
 use async_nats::{
     Client, ConnectOptions, HeaderMap,
     connection::State,
-    jetstream::{self, context::PublishErrorKind},
+    jetstream::{
+        self,
+        context::{GetStreamErrorKind, PublishErrorKind},
+    },
 };
 use bytes::Bytes;
+use cratemill_protocol::subjects;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -76,6 +80,17 @@ impl Bus {
         match self.client.connection_state() {
             State::Connected => Ok(()),
             state => Err(format!("the connection is {state}")),
+        }
+    }
+
+    /// Returns once the server has taken every subscription made before: it answers a question on the same connection.
+    /// Flushing is not enough, which only empties our own buffer.
+    pub async fn settle(&self) -> Result<(), Error> {
+        match self.jetstream.get_stream(subjects::EVENTS_STREAM).await {
+            Ok(_) => Ok(()),
+            // An answer all the same: nobody has made the stream yet.
+            Err(error) if matches!(error.kind(), GetStreamErrorKind::JetStream(_)) => Ok(()),
+            Err(error) => Err(Error::Unavailable(error.to_string())),
         }
     }
 

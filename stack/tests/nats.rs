@@ -63,6 +63,11 @@ impl User {
         );
     }
 
+    /// An answer on its connection: the server has its subscriptions. A flush only empties the client's own buffer.
+    async fn settles(&self) {
+        timeout(PATIENCE, self.jetstream.get_stream(subjects::LOGS_STREAM)).await.unwrap().unwrap();
+    }
+
     async fn stores(&self, subject: String) {
         let ack = self.jetstream.publish(subject.clone(), "payload".into()).await.unwrap();
         timeout(PATIENCE, ack).await.unwrap_or_else(|_| panic!("{subject} is not allowed")).unwrap();
@@ -93,7 +98,7 @@ async fn each_service_can_do_its_work_and_nothing_else() {
     make_streams(&dispatcher).await;
     let mut live = User::connect(&nats, "live").await;
     let mut viewers = live.client.subscribe(subjects::LIVE_ALL).await.unwrap();
-    live.client.flush().await.unwrap();
+    live.settles().await;
     let mut api = User::connect(&nats, "api").await;
     let mut counter = User::connect(&nats, "counter").await;
 
@@ -167,7 +172,7 @@ async fn make_streams(dispatcher: &User) {
 
 async fn reaches_its_node(api: &User, dispatcher: &User) {
     let mut node = api.client.subscribe(subjects::node("api-1")).await.unwrap();
-    api.client.flush().await.unwrap();
+    api.settles().await;
     dispatcher.client.publish(subjects::node("api-1"), "assign".into()).await.unwrap();
     timeout(PATIENCE, node.next()).await.expect("a message to the node").unwrap();
 }
@@ -175,7 +180,7 @@ async fn reaches_its_node(api: &User, dispatcher: &User) {
 async fn answers(api: &User, dispatcher: &User) {
     let group = subjects::DISPATCHERS_GROUP.to_owned();
     let mut questions = dispatcher.client.queue_subscribe(subjects::REGISTRY_REFRESH, group).await.unwrap();
-    dispatcher.client.flush().await.unwrap();
+    dispatcher.settles().await;
     let ask = api.client.request(subjects::REGISTRY_REFRESH, "hexyl".into());
     let answer = async {
         let question = questions.next().await.unwrap();

@@ -57,6 +57,7 @@ async fn listen(sockets: &Arc<Sockets>) -> anyhow::Result<()> {
     let client = &sockets.bus.client;
     let own = client.subscribe(subjects::node(&sockets.node)).await?;
     let all = client.subscribe(subjects::ALL_NODES).await?;
+    sockets.bus.settle().await?;
     forget_earlier_run(sockets).await?;
     let mut messages = futures_util::stream::select(own, all);
     let mut seen = tokio::time::interval(SEEN_PERIOD);

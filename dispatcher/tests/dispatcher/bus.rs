@@ -131,8 +131,8 @@ async fn a_job_goes_over_the_bus(pool: PgPool) {
     let builder = Builder::connect(&mut conn, 1).await;
     let mut events = dispatcher.admin.client.subscribe("live.event.job.>").await.unwrap();
     let mut node = dispatcher.api.client.subscribe(subjects::node(NODE)).await.unwrap();
-    dispatcher.admin.client.flush().await.unwrap();
-    dispatcher.api.client.flush().await.unwrap();
+    dispatcher.admin.settle().await.unwrap();
+    dispatcher.api.settle().await.unwrap();
 
     // What cannot be read is dropped, and holds nothing up.
     dispatcher.publish("build.request.1", "poison", b"x".to_vec()).await;
@@ -261,7 +261,7 @@ async fn a_dispatcher_outlives_its_bus(pool: PgPool) {
     let mut conn = pool.acquire().await.unwrap();
     let builder = Builder::connect(&mut conn, 1).await;
     let mut node = dispatcher.api.client.subscribe(subjects::node(NODE)).await.unwrap();
-    dispatcher.api.client.flush().await.unwrap();
+    dispatcher.api.settle().await.unwrap();
     dispatcher.nats.kill9().await.unwrap();
     // Queued while the bus is away: assigned when it is back.
     let version = version(&mut conn).await;
