@@ -22,7 +22,7 @@ use cratemill_store::{
     queue::Candidate,
     sessions::{self, Waiting},
 };
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 use time::OffsetDateTime;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -104,11 +104,6 @@ impl Assignment {
         let leases: Vec<_> = pairs.iter().map(|(job, builder)| (job.id, builder.builder)).collect();
         let accept_s = i32::try_from(ACCEPT.as_secs()).context("a constant that fits")?;
         queue::assign(&mut tx, &leases, accept_s).await?;
-        let mut taken = BTreeMap::new();
-        for (_, builder) in &leases {
-            *taken.entry(*builder).or_insert(0) += 1;
-        }
-        sessions::take_slots(&mut tx, &taken.into_iter().collect::<Vec<_>>()).await?;
         tx.commit().await?;
 
         metrics::assigned(pairs.len());

@@ -6,7 +6,10 @@ use crate::{
     wakes::Wakes,
 };
 use cratemill_protocol::{FailureClass, Outcome, job::Timings};
-use cratemill_store::{PgPool, queue};
+use cratemill_store::{
+    PgPool, queue,
+    sessions::{self, Sign},
+};
 use std::{sync::Arc, time::Duration};
 use tokio_util::sync::CancellationToken;
 
@@ -51,6 +54,7 @@ pub async fn end_overdue(pool: &PgPool, wall_s: u32) -> Result<usize, cratemill_
         let message = "the builder did not end the attempt in time".to_owned();
         let lost =
             Outcome::Failed { class: FailureClass::Lost, message, stage: None, timings: Timings::default() };
+        sessions::give_back(&mut tx, held.id, held.attempt, Sign::Mark).await?;
         let state = ending::end(&mut tx, held, &lost, None).await?;
         tracing::warn!(job = %held.id, attempt = %held.attempt, builder = %held.builder, %state, "an attempt did not end");
     }

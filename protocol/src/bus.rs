@@ -4,7 +4,7 @@
 
 use crate::{
     ArtifactId, Attempt, BuilderId, CrateName, Features, JobId, JobState, Kind, Limits, Outcome, Priority,
-    Sha256Hex, Stage, Target, VersionId, codec,
+    Sha256Hex, Stage, Target, VersionId, builder::JobRef, codec,
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
@@ -53,6 +53,9 @@ pub struct BuildRequest {
     pub targets: Vec<Target>,
     /// 0: it waits for none any more.
     pub slots: u16,
+    /// Attempts that the builder has answered, those at hand and the last that ended: its slots count them already.
+    /// Others that it was assigned are still on their way to it, and take slots.
+    pub answered: Vec<JobRef>,
     /// Grows by one with each request of a connection: an older one that comes late changes nothing.
     pub serial: u64,
 }

@@ -28,7 +28,7 @@ pub async fn open(
     sqlx::query(
         "INSERT INTO builder_sessions (builder_id, connection, node, targets) VALUES ($1, $2, $3, $4)
          ON CONFLICT (builder_id) DO UPDATE SET connection = excluded.connection, node = excluded.node,
-             targets = excluded.targets, slots = 0, serial = 0, connected_at = now(), seen_at = now(), requested_at = now()",
+             targets = excluded.targets, slots = 0, in_flight = '{}', serial = 0, connected_at = now(), seen_at = now(), requested_at = now()",
     )
     .bind(builder.0)
     .bind(connection)
@@ -53,14 +53,26 @@ pub async fn close(conn: &mut PgConnection, connection: &str) -> sqlx::Result<bo
 }
 
 /// Records what a builder asked for, unless a newer request is recorded already. False: nothing changed.
+///
+/// A job may be on its way to the builder while the request is on its way here: it takes one of the slots.
 pub async fn request(conn: &mut PgConnection, request: &BuildRequest) -> sqlx::Result<bool> {
+    let (jobs, attempts): (Vec<i64>, Vec<i32>) =
+        request.answered.iter().map(|of| (of.job.0, of.attempt.0)).unzip();
     let done = sqlx::query(
-        "UPDATE builder_sessions SET slots = $3, serial = $2, seen_at = now(), requested_at = now()
-         WHERE connection = $1 AND serial < $2",
+        "WITH asks AS (SELECT * FROM builder_sessions WHERE connection = $1 AND serial < $2 FOR UPDATE),
+              unknown AS (SELECT array_agg(j.id) AS ids, count(*)::integer AS count
+                          FROM asks JOIN jobs j ON j.id = ANY(asks.in_flight)
+                          WHERE (j.id, j.attempt) NOT IN (SELECT * FROM unnest($4::bigint[], $5::int[])))
+         UPDATE builder_sessions s
+         SET slots = greatest($3 - unknown.count, 0), in_flight = coalesce(unknown.ids, '{}'), serial = $2,
+             seen_at = now(), requested_at = now()
+         FROM asks, unknown WHERE s.builder_id = asks.builder_id",
     )
     .bind(&request.connection)
     .bind(i64::try_from(request.serial).unwrap_or(i64::MAX))
     .bind(i32::from(request.slots))
+    .bind(jobs)
+    .bind(attempts)
     .execute(conn)
     .await?;
     Ok(done.rows_affected() == 1)
@@ -85,16 +97,17 @@ pub async fn waiting(conn: &mut PgConnection, limit: i64) -> sqlx::Result<Vec<Wa
     .await
 }
 
-/// Takes slots from builders that got jobs.
-pub async fn take_slots(conn: &mut PgConnection, taken: &[(BuilderId, i32)]) -> sqlx::Result<()> {
-    let (ids, counts): (Vec<i64>, Vec<i32>) =
-        taken.iter().map(|(builder, count)| (builder.0, *count)).unzip();
+/// Takes a slot for each job from the builder that gets it.
+pub(crate) async fn take_slots(conn: &mut PgConnection, jobs: &[i64], builders: &[i64]) -> sqlx::Result<()> {
     sqlx::query(
-        "UPDATE builder_sessions s SET slots = greatest(s.slots - t.taken, 0)
-         FROM unnest($1::bigint[], $2::int[]) AS t (builder_id, taken) WHERE s.builder_id = t.builder_id",
+        "UPDATE builder_sessions s
+         SET slots = greatest(s.slots - t.count, 0), in_flight = s.in_flight || t.jobs
+         FROM (SELECT builder_id, array_agg(job) AS jobs, count(*)::integer AS count
+               FROM unnest($1::bigint[], $2::bigint[]) AS pairs (job, builder_id) GROUP BY builder_id) t
+         WHERE s.builder_id = t.builder_id",
     )
-    .bind(ids)
-    .bind(counts)
+    .bind(jobs)
+    .bind(builders)
     .execute(conn)
     .await?;
     Ok(())
@@ -109,26 +122,31 @@ pub enum Sign {
     Mark,
 }
 
-/// Gives back the slot of an attempt that nobody accepted, if its builder still waits with it: same connection, and no
-/// newer request, which would count the slot already. False: nothing to give back.
+/// An attempt ended: if no request knows of it yet, none needs to any more. True: its builder got its slot back, because
+/// it never took the job, or because it asked since and was given one slot less.
 pub async fn give_back(
     conn: &mut PgConnection,
     job: JobId,
     attempt: Attempt,
     sign: Sign,
 ) -> sqlx::Result<bool> {
-    let done = sqlx::query(
-        "UPDATE builder_sessions s SET slots = s.slots + 1 FROM attempts a
-         WHERE a.job_id = $1 AND a.attempt = $2 AND a.accepted_at IS NULL AND s.builder_id = a.builder_id
-           AND s.connected_at <= a.assigned_at AND s.requested_at <= a.assigned_at
-           AND ($3 OR s.seen_at > a.assigned_at)",
+    let given: Option<bool> = sqlx::query_scalar(
+        "WITH ended AS (
+             SELECT s.builder_id, CASE WHEN a.accepted_at IS NULL THEN $3 OR s.seen_at > a.assigned_at
+                                       ELSE s.requested_at > a.assigned_at END AS waits
+             FROM attempts a JOIN builder_sessions s ON s.builder_id = a.builder_id
+             WHERE a.job_id = $1 AND a.attempt = $2 AND $1 = ANY(s.in_flight) FOR UPDATE OF s
+         )
+         UPDATE builder_sessions s
+         SET slots = s.slots + ended.waits::integer, in_flight = array_remove(s.in_flight, $1)
+         FROM ended WHERE s.builder_id = ended.builder_id RETURNING ended.waits",
     )
     .bind(job.0)
     .bind(attempt.0)
     .bind(sign == Sign::Answer)
-    .execute(conn)
+    .fetch_optional(conn)
     .await?;
-    Ok(done.rows_affected() == 1)
+    Ok(given == Some(true))
 }
 
 /// Which node holds the builder's connection.

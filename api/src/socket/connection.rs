@@ -141,8 +141,8 @@ impl Connection {
                 self.open(builder, name, targets, resume);
                 Ok(())
             }
-            Effect::Ask { slots } => {
-                self.ask(slots);
+            Effect::Ask { slots, answered } => {
+                self.ask(slots, answered);
                 Ok(())
             }
             Effect::Work(job, work) => self.work(job, work),
@@ -188,6 +188,7 @@ impl Connection {
             node: self.sockets.node.clone(),
             targets: targets.clone(),
             slots: 0,
+            answered: Vec::new(),
             serial: 0,
         };
         let (demand, receiver) = watch::channel(request);
@@ -201,10 +202,11 @@ impl Connection {
         });
     }
 
-    fn ask(&self, slots: u16) {
+    fn ask(&self, slots: u16, answered: Vec<JobRef>) {
         if let Some(demand) = &self.demand {
             demand.send_modify(|request| {
                 request.slots = slots;
+                request.answered = answered;
                 request.serial += 1;
             });
         }

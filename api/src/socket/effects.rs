@@ -61,9 +61,10 @@ pub(super) enum Effect {
         targets: Vec<Target>,
         resume: Vec<Resume>,
     },
-    /// Tell the dispatchers how many jobs the builder waits for.
+    /// Tell the dispatchers how many jobs the builder waits for, and which of those that it was given it knows of.
     Ask {
         slots: u16,
+        answered: Vec<JobRef>,
     },
     /// In the order of the attempt: accept, events, outcome.
     Work(JobRef, Work),

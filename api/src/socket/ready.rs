@@ -10,7 +10,7 @@ use cratemill_protocol::{
     job::Timings,
     token::Token,
 };
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 
 /// Events of one attempt that may be under way; a builder that sends more does not wait for acknowledgements.
 pub(super) const MAX_UNACKED_EVENTS: u32 = 256;
@@ -20,12 +20,18 @@ const MAX_LOG_BYTES: u64 = 160 << 20;
 const MAX_EVENTS: u64 = 864_000;
 /// How long a build has to end by itself when its cancel is repeated.
 const CANCEL_GRACE_S: u32 = 10;
+/// Attempts that are over and may still be on their way to the dispatchers as assigned: requests follow each other within
+/// milliseconds, and each names the last so many. A dispatcher that hears of one too late gives its slot back when it
+/// learns of the end.
+const MAX_ENDED: usize = 32;
 /// A builder works on no more jobs than it has slots.
 const MAX_RUNNING: usize = MAX_SLOTS as usize;
 
 #[derive(Debug)]
 pub(super) struct Ready {
     attempts: HashMap<JobRef, Progress>,
+    /// The last that the builder had answered.
+    ended: VecDeque<JobRef>,
     draining: bool,
     lease_s: u32,
     /// A heartbeat is being answered: until then others wait for the next.
@@ -49,6 +55,11 @@ impl Progress {
     fn new(stored: u64, accepted: bool) -> Self {
         Self { received: stored, stored, log_bytes: 0, accepted, ended: false }
     }
+
+    /// The builder took the job or did not.
+    fn is_answered(&self) -> bool {
+        self.accepted || self.ended
+    }
 }
 
 impl Ready {
@@ -61,13 +72,14 @@ impl Ready {
             )),
             Resumed::Lost { .. } => None,
         });
-        Self { attempts: attempts.collect(), draining, lease_s, renewing: false }
+        let attempts = attempts.collect();
+        Self { attempts, ended: VecDeque::new(), draining, lease_s, renewing: false }
     }
 
     pub(super) fn message(&mut self, message: ClientMessage) -> Vec<Effect> {
         match message {
             ClientMessage::JobRequest { slots } if slots <= MAX_SLOTS => {
-                vec![Effect::Ask { slots: if self.draining { 0 } else { slots } }]
+                vec![self.ask(if self.draining { 0 } else { slots })]
             }
             ClientMessage::JobRequest { .. } => {
                 close(CloseReason::Protocol, "more slots than a builder may have")
@@ -84,6 +96,21 @@ impl Ready {
             message @ (ClientMessage::Hello(_) | ClientMessage::ChallengeResponse(_)) => {
                 close(CloseReason::Protocol, format!("{} is not expected now", name_of(&message)))
             }
+        }
+    }
+
+    /// A job that the builder has not answered may have crossed its request on the way.
+    fn ask(&self, slots: u16) -> Effect {
+        let at_hand = self.attempts.iter().filter(|(_, progress)| progress.is_answered());
+        let mut answered: Vec<_> = at_hand.map(|(job, _)| *job).chain(self.ended.iter().copied()).collect();
+        answered.sort_unstable();
+        Effect::Ask { slots, answered }
+    }
+
+    fn forget(&mut self, job: JobRef) {
+        if self.attempts.remove(&job).is_some_and(|progress| progress.is_answered()) {
+            self.ended.truncate(MAX_ENDED - 1);
+            self.ended.push_front(job);
         }
     }
 
@@ -193,18 +220,18 @@ impl Ready {
                 vec![event_ack(job, progress.stored)]
             }
             Input::OutcomeStored(job) => {
-                self.attempts.remove(&job);
+                self.forget(job);
                 vec![Effect::Send(ServerMessage::JobDone(job))]
             }
             Input::Renewed { held, cancelled, lost } => self.renewed(held, cancelled, lost),
             Input::LeaseLost(job) => {
-                self.attempts.remove(&job);
+                self.forget(job);
                 vec![lease_lost(job)]
             }
             Input::Cancel { job, grace_s } if self.attempts.contains_key(&job) => vec![cancel(job, grace_s)],
             Input::Drain => {
                 self.draining = true;
-                vec![Effect::Ask { slots: 0 }, Effect::Send(ServerMessage::Drain)]
+                vec![self.ask(0), Effect::Send(ServerMessage::Drain)]
             }
             _ => Vec::new(),
         }
@@ -233,7 +260,7 @@ impl Ready {
         for job in lost {
             // One whose outcome is under way may be finished already: that is no loss.
             if self.attempts.get(&job).is_some_and(|progress| !progress.ended) {
-                self.attempts.remove(&job);
+                self.forget(job);
                 effects.push(lease_lost(job));
             }
         }

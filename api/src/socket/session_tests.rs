@@ -325,12 +325,38 @@ fn a_builder_that_leaves_hands_its_jobs_back() {
 #[test]
 fn a_draining_builder_asks_for_nothing() {
     let mut fixture = Fixture::ready();
-    assert_eq!(fixture.say(ClientMessage::JobRequest { slots: 2 }), vec![Effect::Ask { slots: 2 }]);
-    assert_eq!(
-        fixture.tell(Input::Drain),
-        vec![Effect::Ask { slots: 0 }, Effect::Send(ServerMessage::Drain)]
-    );
-    assert_eq!(fixture.say(ClientMessage::JobRequest { slots: 2 }), vec![Effect::Ask { slots: 0 }]);
+    let ask = |slots| Effect::Ask { slots, answered: Vec::new() };
+    assert_eq!(fixture.say(ClientMessage::JobRequest { slots: 2 }), vec![ask(2)]);
+    assert_eq!(fixture.tell(Input::Drain), vec![ask(0), Effect::Send(ServerMessage::Drain)]);
+    assert_eq!(fixture.say(ClientMessage::JobRequest { slots: 2 }), vec![ask(0)]);
+}
+
+#[test]
+fn a_request_says_which_jobs_it_knows_of() {
+    let (mut fixture, of) = Fixture::with_job();
+    let answered = |fixture: &mut Fixture| match &fixture.say(ClientMessage::JobRequest { slots: 1 })[..] {
+        [Effect::Ask { slots: 1, answered }] => answered.clone(),
+        effects => panic!("{effects:?}"),
+    };
+    assert_eq!(answered(&mut fixture), [], "the builder may not have seen it");
+    fixture.say(ClientMessage::JobAccepted(of));
+    assert_eq!(answered(&mut fixture), [of]);
+    let second = JobRef { job: JobId(6), attempt: Attempt(1) };
+    fixture.tell(Input::Assigned(Box::new(job(second))));
+    assert_eq!(answered(&mut fixture), [of]);
+    fixture.say(ClientMessage::JobRejected { job: second.job, attempt: second.attempt, why: "full".into() });
+    assert_eq!(answered(&mut fixture), [of, second]);
+    fixture.tell(Input::OutcomeStored(of));
+    fixture.tell(Input::LeaseLost(second));
+    assert_eq!(answered(&mut fixture), [of, second], "its end may overtake the request");
+    for number in 0..40 {
+        let many = JobRef { job: JobId(100 + number), attempt: Attempt(1) };
+        fixture.tell(Input::Assigned(Box::new(job(many))));
+        fixture.say(ClientMessage::JobAccepted(many));
+        fixture.tell(Input::OutcomeStored(many));
+    }
+    let last = answered(&mut fixture);
+    assert_eq!((last.len(), last[0].job, last[31].job), (32, JobId(108), JobId(139)));
 }
 
 #[test]

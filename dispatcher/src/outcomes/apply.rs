@@ -41,10 +41,7 @@ pub async fn apply(pool: &PgPool, objects: &Objects, message: &OutcomeMessage) -
     let mut tx = pool.begin().await?;
     let held = queue::hold(&mut tx, message.job, message.attempt).await?;
     let Some(held) = held.filter(|held| held.builder == message.builder) else { return Ok(Applied::Stale) };
-    if !held.accepted {
-        // Rejected, or handed back by the node: the builder waits with the slot that the assignment took.
-        sessions::give_back(&mut tx, held.id, held.attempt, Sign::Answer).await?;
-    }
+    sessions::give_back(&mut tx, held.id, held.attempt, Sign::Answer).await?;
     let outcome = match &message.outcome {
         Outcome::Succeeded { timings } => match succeed(&mut tx, &held, message, document).await? {
             Ok(()) => message.outcome.clone(),

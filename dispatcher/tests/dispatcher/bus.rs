@@ -98,6 +98,7 @@ impl Dispatcher {
             node: NODE.into(),
             targets: Vec::new(),
             slots: 1,
+            answered: Vec::new(),
             serial,
         };
         let (subject, id) = (subjects::build_request(builder.id), format!("request-{serial}"));

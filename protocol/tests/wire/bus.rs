@@ -4,6 +4,7 @@ use crate::golden::Golden;
 use cratemill_protocol::{
     ArtifactId, Attempt, BuilderId, CrateName, FailureClass, Features, JobId, JobState, Kind, Limits,
     Outcome, Priority, Sha256Hex, Stage, Target, VersionId,
+    builder::JobRef,
     bus::{
         AssignedJob, BuildRequest, BuilderState, ClientClass, DomainEvent, DownloadBatch, DownloadCount,
         EventMessage, JobChanged, LogBody, LogMessage, NodeMessage, OutcomeMessage, RefreshReply,
@@ -42,6 +43,7 @@ fn build_requests_and_outcomes() {
         node: "api-1".into(),
         targets: vec![target()],
         slots: 2,
+        answered: vec![JobRef { job: JOB, attempt: ATTEMPT }],
         serial: 5,
     };
     check(&mut golden, "request", &request);

@@ -1,6 +1,7 @@
 //! From the queue to a builder: who gets which job, and for how long.
 
 use super::announce;
+use crate::sessions;
 use cratemill_protocol::{Attempt, BuilderId, CrateName, Features, JobId, Kind, Sha256Hex, Stage, Target};
 use sqlx::PgConnection;
 use time::OffsetDateTime;
@@ -79,10 +80,11 @@ pub async fn assign(
          INSERT INTO attempts (job_id, attempt, builder_id) SELECT id, attempt, builder_id FROM assigned",
     )
     .bind(&jobs)
-    .bind(builders)
+    .bind(&builders)
     .bind(accept_s)
     .execute(&mut *conn)
     .await?;
+    sessions::take_slots(conn, &jobs, &builders).await?;
     for job in jobs {
         announce(conn, JobId(job)).await?;
     }
