@@ -26,32 +26,54 @@ pub(crate) struct Arguments {
 
 #[derive(Clone, Copy)]
 struct Run {
-    total_ms: u64,
-    cargo_ms: u64,
+    total_ms: f64,
+    cargo_ms: f64,
+}
+
+impl Run {
+    fn added_ms(&self) -> f64 {
+        self.total_ms - self.cargo_ms
+    }
 }
 
 pub(crate) async fn run(arguments: Arguments) -> Result<()> {
     let registry = Registry::start(registry::Options::default()).await?;
     let cluster = Cluster::start(Options { index: registry.index_url(), ..Options::default() }).await?;
     let client = cluster.client();
-    let mut added = Vec::new();
+    let mut runs = Vec::new();
     for number in 0..arguments.runs {
         let version = format!("0.1.{number}");
         registry.publish(&crates::hello_bin(&version)?)?;
         let run = measure(&client, &version).await?;
         println!("hello-bin {version}: {} ms, cargo {} ms", run.total_ms, run.cargo_ms);
-        added.push(run.total_ms.saturating_sub(run.cargo_ms));
+        runs.push(run);
     }
     cluster.stop().await?;
-    added.sort_unstable();
-    let (best, worst) = (added.first().context("no run")?, added.last().context("no run")?);
-    let result = json!({
-        "bench": "overhead",
-        "runs": arguments.runs,
-        "added_ms": { "median": added[added.len() / 2], "min": best, "max": worst },
-    });
-    println!("{result}");
+    println!("{}", result(&runs));
     Ok(())
+}
+
+/// Each median by itself, so they need not add up; the ratio is ours to cargo alone.
+fn result(runs: &[Run]) -> Value {
+    let added: Vec<f64> = runs.iter().map(Run::added_ms).collect();
+    json!({
+        "bench": "overhead",
+        "runs": runs.len(),
+        "total_ms": median(runs.iter().map(|run| run.total_ms)),
+        "cargo_ms": median(runs.iter().map(|run| run.cargo_ms)),
+        "added_ms": {
+            "median": median(added.iter().copied()),
+            "min": added.iter().copied().fold(f64::INFINITY, f64::min),
+            "max": added.iter().copied().fold(0.0, f64::max),
+        },
+        "ratio": median(runs.iter().map(|run| run.total_ms / run.cargo_ms)),
+    })
+}
+
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_unstable_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 async fn measure(client: &Client, version: &str) -> Result<Run> {
@@ -66,7 +88,7 @@ async fn measure(client: &Client, version: &str) -> Result<Run> {
             bail!("hello-bin {version} failed: {}", job["failure"]);
         }
         if state["artifacts"].as_array().is_some_and(|list| list.iter().any(|it| it["kind"] == "tarball")) {
-            let total_ms = u64::try_from(started.elapsed().as_millis())?;
+            let total_ms = (started.elapsed().as_secs_f64() * 1_000.0).round();
             return Ok(Run { total_ms, cargo_ms: cargo_ms(client, jobs).await? });
         }
         ensure!(started.elapsed() < RUN_TIMEOUT, "hello-bin {version} is not listed after {RUN_TIMEOUT:?}");
@@ -75,12 +97,12 @@ async fn measure(client: &Client, version: &str) -> Result<Run> {
 }
 
 /// Of all jobs of the version.
-async fn cargo_ms(client: &Client, jobs: &[Value]) -> Result<u64> {
-    let mut sum = 0;
+async fn cargo_ms(client: &Client, jobs: &[Value]) -> Result<f64> {
+    let mut sum = 0.0;
     for job in jobs {
         let detail = client.get(&format!("/api/v1/jobs/{}", job["id"])).await?;
         let attempts = detail["attempts"].as_array().context("the job has no attempts")?;
-        sum += attempts.iter().filter_map(|attempt| attempt["timings"]["cargo_ms"].as_u64()).sum::<u64>();
+        sum += attempts.iter().filter_map(|attempt| attempt["timings"]["cargo_ms"].as_f64()).sum::<f64>();
     }
     Ok(sum)
 }

@@ -1,7 +1,7 @@
 //! Sessions: which builders wait, for how many jobs, and where.
 
 use crate::support::{ARM, LINUX, builder, connected, job, lease, target, version};
-use cratemill_protocol::{Attempt, BuilderId, Target, builder::JobRef, bus::BuildRequest};
+use cratemill_protocol::{Attempt, BuilderId, JobId, Target, builder::JobRef, bus::BuildRequest};
 use cratemill_store::{
     PgConnection, PgPool, builders,
     queue::{self, NewJob},
@@ -55,15 +55,21 @@ async fn the_newest_request_counts(pool: PgPool) {
     }
 }
 
+/// A builder, and the job that took its only slot.
+async fn a_job_in_flight(conn: &mut PgConnection) -> (BuilderId, JobId, Attempt) {
+    let id = connected(conn, "b", LINUX).await;
+    let version = version(conn, "a").await;
+    queue::enqueue(conn, &job(version)).await.unwrap();
+    sessions::request(conn, &request(id, "c-b", 1, 1)).await.unwrap();
+    let (job, attempt) = lease(conn, id, 60).await;
+    (id, job, attempt)
+}
+
 /// A builder that frees a slot while a job is on its way to it must not be given two.
 #[sqlx::test(migrations = "../migrations")]
 async fn a_request_that_crosses_a_job_does_not_offer_its_slot_again(pool: PgPool) {
     let mut conn = pool.acquire().await.unwrap();
-    let id = connected(&mut conn, "b", LINUX).await;
-    let version = version(&mut conn, "a").await;
-    queue::enqueue(&mut conn, &job(version)).await.unwrap();
-    sessions::request(&mut conn, &request(id, "c-b", 1, 1)).await.unwrap();
-    let (crossing, attempt) = lease(&mut conn, id, 60).await;
+    let (id, crossing, attempt) = a_job_in_flight(&mut conn).await;
     queued(&mut conn, LINUX).await;
 
     sessions::request(&mut conn, &request(id, "c-b", 2, 2)).await.unwrap();
@@ -82,11 +88,7 @@ async fn a_request_that_crosses_a_job_does_not_offer_its_slot_again(pool: PgPool
 #[sqlx::test(migrations = "../migrations")]
 async fn a_job_in_flight_is_forgotten_once_it_arrived_or_is_lost(pool: PgPool) {
     let mut conn = pool.acquire().await.unwrap();
-    let id = connected(&mut conn, "b", LINUX).await;
-    let version = version(&mut conn, "a").await;
-    queue::enqueue(&mut conn, &job(version)).await.unwrap();
-    sessions::request(&mut conn, &request(id, "c-b", 1, 1)).await.unwrap();
-    let (crossing, attempt) = lease(&mut conn, id, 60).await;
+    let (id, crossing, attempt) = a_job_in_flight(&mut conn).await;
     queued(&mut conn, LINUX).await;
     sessions::request(&mut conn, &request(id, "c-b", 1, 2)).await.unwrap();
     assert_eq!(free_slots(&mut conn).await, [0; 0]);
@@ -186,11 +188,7 @@ async fn sessions_of_dead_nodes_end(pool: PgPool) {
 #[sqlx::test(migrations = "../migrations")]
 async fn the_slot_of_a_lost_assignment_is_given_back(pool: PgPool) {
     let mut conn = pool.acquire().await.unwrap();
-    let id = connected(&mut conn, "b", LINUX).await;
-    let version = version(&mut conn, "a").await;
-    queue::enqueue(&mut conn, &job(version)).await.unwrap();
-    sessions::request(&mut conn, &request(id, "c-b", 1, 1)).await.unwrap();
-    let (lost, attempt) = lease(&mut conn, id, 60).await;
+    let (_, lost, attempt) = a_job_in_flight(&mut conn).await;
     for (sign, given) in [(Sign::Mark, false), (Sign::Answer, true)] {
         let mut tx = pool.begin().await.unwrap();
         let back = sessions::give_back(&mut tx, lost, attempt, sign).await.unwrap();
