@@ -6,10 +6,7 @@ use crate::{
     wakes::Wakes,
 };
 use cratemill_protocol::{FailureClass, Outcome, job::Timings};
-use cratemill_store::{
-    PgPool, queue,
-    sessions::{self, Sign},
-};
+use cratemill_store::{PgPool, queue, sessions};
 use std::{sync::Arc, time::Duration};
 use tokio_util::sync::CancellationToken;
 
@@ -49,12 +46,14 @@ pub async fn run(
 /// One transaction; returns how many attempts it ended. Their builders are told with their next heartbeat.
 pub async fn end_overdue(pool: &PgPool, wall_s: u32) -> Result<usize, cratemill_store::Error> {
     let mut tx = pool.begin().await?;
-    let overdue = queue::overdue(&mut tx, i64::from(wall_s) + GRACE_S, BATCH).await?;
+    let mut overdue = queue::overdue(&mut tx, i64::from(wall_s) + GRACE_S, BATCH).await?;
+    // Sessions are locked in one order, like everywhere.
+    overdue.sort_by_key(|held| held.builder);
     for held in &overdue {
         let message = "the builder did not end the attempt in time".to_owned();
         let lost =
             Outcome::Failed { class: FailureClass::Lost, message, stage: None, timings: Timings::default() };
-        sessions::give_back(&mut tx, held.id, held.attempt, Sign::Mark).await?;
+        sessions::give_back(&mut tx, held.id, held.attempt).await?;
         let state = ending::end(&mut tx, held, &lost, None).await?;
         tracing::warn!(job = %held.id, attempt = %held.attempt, builder = %held.builder, %state, "an attempt did not end");
     }

@@ -7,10 +7,7 @@ use crate::{
 };
 use anyhow::{Context as _, anyhow};
 use cratemill_protocol::{FailureClass, Outcome, bus::BuilderState, job::Timings};
-use cratemill_store::{
-    PgPool, database, outbox, queue,
-    sessions::{self, Sign},
-};
+use cratemill_store::{PgPool, database, outbox, queue, sessions};
 use std::{sync::Arc, time::Duration};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -69,7 +66,7 @@ pub async fn expire_leases(pool: &PgPool) -> Result<usize, cratemill_store::Erro
         let message = format!("the builder did not {what} in time");
         let lost =
             Outcome::Failed { class: FailureClass::Lost, message, stage: None, timings: Timings::default() };
-        if sessions::give_back(&mut tx, held.id, held.attempt, Sign::Mark).await? && !held.accepted {
+        if sessions::give_back(&mut tx, held.id, held.attempt).await? {
             tracing::info!(job = %held.id, attempt = %held.attempt, "an assignment got lost: its builder waits again");
         }
         let state = ending::end(&mut tx, held, &lost, None).await?;

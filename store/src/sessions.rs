@@ -56,27 +56,26 @@ pub async fn close(conn: &mut PgConnection, connection: &str) -> sqlx::Result<bo
 ///
 /// A job may be on its way to the builder while the request is on its way here: it takes one of the slots.
 pub async fn request(conn: &mut PgConnection, request: &BuildRequest) -> sqlx::Result<bool> {
-    let (jobs, attempts): (Vec<i64>, Vec<i32>) =
-        request.answered.iter().map(|of| (of.job.0, of.attempt.0)).unzip();
+    let answered: Vec<String> =
+        request.answered.iter().map(|of| format!("{}.{}", of.job, of.attempt)).collect();
     let done = sqlx::query(
-        "WITH asks AS (SELECT * FROM builder_sessions WHERE connection = $1 AND serial < $2 FOR UPDATE),
-              unknown AS (SELECT array_agg(j.id) AS ids, count(*)::integer AS count
-                          FROM asks JOIN jobs j ON j.id = ANY(asks.in_flight)
-                          WHERE (j.id, j.attempt) NOT IN (SELECT * FROM unnest($4::bigint[], $5::int[])))
-         UPDATE builder_sessions s
-         SET slots = greatest($3 - unknown.count, 0), in_flight = coalesce(unknown.ids, '{}'), serial = $2,
-             seen_at = now(), requested_at = now()
-         FROM asks, unknown WHERE s.builder_id = asks.builder_id",
+        "UPDATE builder_sessions
+         SET slots = $3 - cardinality(ARRAY(SELECT unnest(in_flight) EXCEPT SELECT unnest($4::text[]))),
+             in_flight = ARRAY(SELECT unnest(in_flight) EXCEPT SELECT unnest($4::text[])),
+             serial = $2, seen_at = now(), requested_at = now()
+         WHERE connection = $1 AND serial < $2",
     )
     .bind(&request.connection)
     .bind(i64::try_from(request.serial).unwrap_or(i64::MAX))
     .bind(i32::from(request.slots))
-    .bind(jobs)
-    .bind(attempts)
+    .bind(answered)
     .execute(conn)
     .await?;
     Ok(done.rows_affected() == 1)
 }
+
+/// A node marks its connections several times within so many seconds. One that does not is dead or hears of no job.
+const FRESH_S: i32 = 15;
 
 /// Builders that wait and that something is queued for, those that have asked first first; their rows stay locked, and
 /// rows that others lock are passed over.
@@ -88,62 +87,30 @@ pub async fn waiting(conn: &mut PgConnection, limit: i64) -> sqlx::Result<Vec<Wa
          )
          SELECT s.builder_id, s.connection, s.node, s.targets, s.slots
          FROM builder_sessions s JOIN builders b ON b.id = s.builder_id
-         WHERE s.slots > 0 AND b.enabled AND NOT b.drain
+         WHERE s.slots > 0 AND s.seen_at > now() - make_interval(secs => $2) AND b.enabled AND NOT b.drain
            AND EXISTS (SELECT FROM due WHERE due.name = 'any' OR due.name = ANY(s.targets))
          ORDER BY s.requested_at, s.builder_id LIMIT $1 FOR UPDATE OF s SKIP LOCKED",
     )
     .bind(limit)
+    .bind(FRESH_S)
     .fetch_all(conn)
     .await
 }
 
-/// Takes a slot for each job from the builder that gets it.
-pub(crate) async fn take_slots(conn: &mut PgConnection, jobs: &[i64], builders: &[i64]) -> sqlx::Result<()> {
-    sqlx::query(
-        "UPDATE builder_sessions s
-         SET slots = greatest(s.slots - t.count, 0), in_flight = s.in_flight || t.jobs
-         FROM (SELECT builder_id, array_agg(job) AS jobs, count(*)::integer AS count
-               FROM unnest($1::bigint[], $2::bigint[]) AS pairs (job, builder_id) GROUP BY builder_id) t
-         WHERE s.builder_id = t.builder_id",
-    )
-    .bind(jobs)
-    .bind(builders)
-    .execute(conn)
-    .await?;
-    Ok(())
-}
-
-/// How we know that the builder of an attempt that nobody accepted is still there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Sign {
-    /// It or its node said that it does not take the job.
-    Answer,
-    /// None but that its node has marked the connection since, if it did.
-    Mark,
-}
-
-/// An attempt ended: if no request knows of it yet, none needs to any more. True: its builder got its slot back, because
-/// it never took the job, or because it asked since and was given one slot less.
-pub async fn give_back(
-    conn: &mut PgConnection,
-    job: JobId,
-    attempt: Attempt,
-    sign: Sign,
-) -> sqlx::Result<bool> {
+/// An attempt ended: it is not on its way to its builder any more. True: it never got there, or was not taken, and the
+/// builder that waits for it got its slot back.
+pub async fn give_back(conn: &mut PgConnection, job: JobId, attempt: Attempt) -> sqlx::Result<bool> {
     let given: Option<bool> = sqlx::query_scalar(
-        "WITH ended AS (
-             SELECT s.builder_id, CASE WHEN a.accepted_at IS NULL THEN $3 OR s.seen_at > a.assigned_at
-                                       ELSE s.requested_at > a.assigned_at END AS waits
-             FROM attempts a JOIN builder_sessions s ON s.builder_id = a.builder_id
-             WHERE a.job_id = $1 AND a.attempt = $2 AND $1 = ANY(s.in_flight) FOR UPDATE OF s
-         )
-         UPDATE builder_sessions s
-         SET slots = s.slots + ended.waits::integer, in_flight = array_remove(s.in_flight, $1)
-         FROM ended WHERE s.builder_id = ended.builder_id RETURNING ended.waits",
+        "UPDATE builder_sessions s
+         SET slots = s.slots + (a.accepted_at IS NULL)::integer,
+             in_flight = array_remove(s.in_flight, a.job_id || '.' || a.attempt)
+         FROM attempts a
+         WHERE a.job_id = $1 AND a.attempt = $2 AND s.builder_id = a.builder_id
+           AND a.job_id || '.' || a.attempt = ANY(s.in_flight)
+         RETURNING a.accepted_at IS NULL",
     )
     .bind(job.0)
     .bind(attempt.0)
-    .bind(sign == Sign::Answer)
     .fetch_optional(conn)
     .await?;
     Ok(given == Some(true))
@@ -163,12 +130,15 @@ pub async fn close_all_of_node(conn: &mut PgConnection, node: &str) -> sqlx::Res
     Ok(done.rows_affected())
 }
 
-/// Marks connections as alive, in one statement for all of a node, and tells which have a session: one that expired, is
-/// another connection's by now, or is of a builder that was disabled has none.
-pub async fn seen(conn: &mut PgConnection, connections: &[String]) -> sqlx::Result<Vec<String>> {
-    sqlx::query_scalar(
-        "UPDATE builder_sessions s SET seen_at = now() FROM builders b
-         WHERE s.connection = ANY($1) AND b.id = s.builder_id AND b.enabled RETURNING s.connection",
+/// Marks connections as alive, in one statement for all of a node, and tells which have a session, and whether their
+/// builder is to drain: one that expired, is another connection's by now, or is of a builder that was disabled has none.
+pub async fn seen(conn: &mut PgConnection, connections: &[String]) -> sqlx::Result<Vec<(String, bool)>> {
+    // Locked in one order, like everywhere.
+    sqlx::query_as(
+        "WITH held AS (SELECT s.builder_id, b.drain FROM builder_sessions s JOIN builders b ON b.id = s.builder_id
+                       WHERE s.connection = ANY($1) AND b.enabled ORDER BY s.builder_id FOR UPDATE OF s)
+         UPDATE builder_sessions s SET seen_at = now() FROM held
+         WHERE s.builder_id = held.builder_id RETURNING s.connection, held.drain",
     )
     .bind(connections)
     .fetch_all(conn)

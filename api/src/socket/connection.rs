@@ -16,10 +16,14 @@ use cratemill_protocol::{
     codec::Encoding,
     subjects,
 };
+use cratemill_service::backoff::Backoff;
 use rand::RngCore;
 use std::{
     collections::{HashMap, VecDeque},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
@@ -41,6 +45,7 @@ struct Connection {
     attempts: HashMap<JobRef, Attempt>,
     /// The builder's newest demand; published by a task of its own, so that only the newest is.
     demand: Option<watch::Sender<BuildRequest>>,
+    draining: Arc<AtomicBool>,
 }
 
 pub(super) async fn run(
@@ -65,6 +70,7 @@ pub(super) async fn run(
         builder: None,
         attempts: HashMap::new(),
         demand: None,
+        draining: Arc::default(),
     };
     connection.serve(&mut receiver).await;
     // A job that was assigned and never reached the builder goes back at once.
@@ -94,10 +100,12 @@ impl Connection {
             };
             if let (Input::Opened(_), Some((builder, _))) = (&input, &self.builder) {
                 // From here on the node finds it: its session is recorded.
-                let handle = Handle { builder: *builder, inputs: self.inputs.clone() };
+                let (inputs, draining) = (self.inputs.clone(), self.draining.clone());
+                let handle = Handle { builder: *builder, inputs, draining };
                 self.sockets.connections().insert(self.id.clone(), handle);
             }
             let mut effects: VecDeque<_> = self.session.handle(input, Instant::now()).into();
+            self.draining.store(self.session.is_draining(), Ordering::Relaxed);
             while let Some(effect) = effects.pop_front() {
                 if let Err(why) = self.execute(effect).await {
                     tracing::debug!(connection = self.id, why, "builder connection broke");
@@ -268,6 +276,7 @@ async fn publish_demand(sockets: Arc<Sockets>, mut demand: watch::Receiver<Build
     /// A demand that cannot be stored for so long is stored with the next change or try.
     const PATIENCE: Duration = Duration::from_secs(10);
     while demand.changed().await.is_ok() {
+        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
         loop {
             let request = demand.borrow_and_update().clone();
             let subject = subjects::build_request(request.builder);
@@ -280,6 +289,8 @@ async fn publish_demand(sockets: Arc<Sockets>, mut demand: watch::Receiver<Build
             if sockets.shutdown.is_cancelled() || demand.has_changed().is_err() {
                 return;
             }
+            // A full stream refuses at once.
+            tokio::time::sleep(backoff.next_wait()).await;
         }
     }
 }

@@ -11,7 +11,7 @@ use cratemill_service::backoff::Backoff;
 use cratemill_store::sessions;
 use futures_util::StreamExt;
 use std::{
-    collections::HashSet,
+    collections::HashMap,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -76,7 +76,8 @@ async fn listen(sockets: &Arc<Sockets>) -> anyhow::Result<()> {
     }
 }
 
-/// A connection without a session would wait for jobs that no dispatcher can give it: it is to log in again.
+/// A connection without a session would wait for jobs that no dispatcher can give it: it is to log in again. One that
+/// missed that its builder drains, or does no longer, hears of it now.
 fn mark_seen(sockets: &Arc<Sockets>) {
     let connections: Vec<String> = sockets.connections().keys().cloned().collect();
     // A node that the bus does not reach hears of no job: its builders must not look as if they waited.
@@ -88,18 +89,28 @@ fn mark_seen(sockets: &Arc<Sockets>) {
         let mark = async { sessions::seen(&mut *sockets.pool.acquire().await?, &connections).await };
         match mark.await {
             Ok(seen) => {
-                let seen: HashSet<String> = seen.into_iter().collect();
-                for connection in connections.iter().filter(|connection| !seen.contains(*connection)) {
-                    if let Some(handle) = sockets.connections().get(connection) {
-                        let gone = "the session is gone, connect again".to_owned();
-                        // A full queue: the next period tells it again.
-                        let _ = handle.inputs.try_send(Input::Failed(gone));
-                    }
+                let seen: HashMap<String, bool> = seen.into_iter().collect();
+                for connection in &connections {
+                    repair(&sockets, connection, seen.get(connection).copied());
                 }
             }
             Err(error) => tracing::warn!(%error, "cannot mark builders' connections as alive"),
         }
     });
+}
+
+/// What a lost message would have told a connection; `drain` is what its session says, if it has one.
+fn repair(sockets: &Sockets, connection: &str, drain: Option<bool>) {
+    let Some(handle) = sockets.connections().get(connection).cloned() else { return };
+    let draining = handle.draining.load(Ordering::Relaxed);
+    let input = match drain {
+        None => Input::Failed("the session is gone, connect again".to_owned()),
+        Some(true) if !draining => Input::Drain,
+        Some(false) if draining => Input::Undrain,
+        Some(_) => return,
+    };
+    // A full queue: the next period tells it again.
+    let _ = handle.inputs.try_send(input);
 }
 
 fn deliver(sockets: &Arc<Sockets>, message: NodeMessage) {

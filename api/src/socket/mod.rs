@@ -74,6 +74,8 @@ pub(crate) struct Sockets {
 struct Handle {
     builder: BuilderId,
     inputs: mpsc::Sender<Input>,
+    /// What the connection was last told.
+    draining: Arc<AtomicBool>,
 }
 
 impl Sockets {

@@ -21,9 +21,8 @@ const MAX_EVENTS: u64 = 864_000;
 /// How long a build has to end by itself when its cancel is repeated.
 const CANCEL_GRACE_S: u32 = 10;
 /// Attempts that are over and may still be on their way to the dispatchers as assigned: requests follow each other within
-/// milliseconds, and each names the last so many. A dispatcher that hears of one too late gives its slot back when it
-/// learns of the end.
-const MAX_ENDED: usize = 32;
+/// milliseconds, and each names the last so many. One that none names takes a slot until its end is known.
+const MAX_ENDED: usize = 64;
 /// A builder works on no more jobs than it has slots.
 const MAX_RUNNING: usize = MAX_SLOTS as usize;
 
@@ -74,6 +73,10 @@ impl Ready {
         });
         let attempts = attempts.collect();
         Self { attempts, ended: VecDeque::new(), draining, lease_s, renewing: false }
+    }
+
+    pub(super) fn is_draining(&self) -> bool {
+        self.draining
     }
 
     pub(super) fn message(&mut self, message: ClientMessage) -> Vec<Effect> {
@@ -229,7 +232,7 @@ impl Ready {
                 vec![lease_lost(job)]
             }
             Input::Cancel { job, grace_s } if self.attempts.contains_key(&job) => vec![cancel(job, grace_s)],
-            Input::Drain => {
+            Input::Drain if !self.draining => {
                 self.draining = true;
                 vec![self.ask(0), Effect::Send(ServerMessage::Drain)]
             }

@@ -134,6 +134,11 @@ impl Session {
         }
     }
 
+    /// The builder is to take no more jobs, and knows it.
+    pub(super) fn is_draining(&self) -> bool {
+        matches!(&self.state, State::Ready(ready) if ready.is_draining())
+    }
+
     fn message(&mut self, message: ClientMessage) -> Vec<Effect> {
         match (&mut self.state, message) {
             (State::Hello, ClientMessage::Hello(hello)) => self.hello(hello),

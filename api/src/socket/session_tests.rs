@@ -327,7 +327,10 @@ fn a_draining_builder_asks_for_nothing() {
     let mut fixture = Fixture::ready();
     let ask = |slots| Effect::Ask { slots, answered: Vec::new() };
     assert_eq!(fixture.say(ClientMessage::JobRequest { slots: 2 }), vec![ask(2)]);
+    assert!(!fixture.session.is_draining());
     assert_eq!(fixture.tell(Input::Drain), vec![ask(0), Effect::Send(ServerMessage::Drain)]);
+    assert!(fixture.session.is_draining());
+    assert_eq!(fixture.tell(Input::Drain), vec![], "it is told once");
     assert_eq!(fixture.say(ClientMessage::JobRequest { slots: 2 }), vec![ask(0)]);
 }
 
@@ -349,14 +352,14 @@ fn a_request_says_which_jobs_it_knows_of() {
     fixture.tell(Input::OutcomeStored(of));
     fixture.tell(Input::LeaseLost(second));
     assert_eq!(answered(&mut fixture), [of, second], "its end may overtake the request");
-    for number in 0..40 {
+    for number in 0..80 {
         let many = JobRef { job: JobId(100 + number), attempt: Attempt(1) };
         fixture.tell(Input::Assigned(Box::new(job(many))));
         fixture.say(ClientMessage::JobAccepted(many));
         fixture.tell(Input::OutcomeStored(many));
     }
     let last = answered(&mut fixture);
-    assert_eq!((last.len(), last[0].job, last[31].job), (32, JobId(108), JobId(139)));
+    assert_eq!((last.len(), last[0].job, last[63].job), (64, JobId(116), JobId(179)));
 }
 
 #[test]

@@ -111,6 +111,10 @@ impl Session {
         if let Err(why) = self.can_take(&job) {
             let JobRef { job, attempt } = job_ref;
             effects.push(Effect::Send(ClientMessage::JobRejected { job, attempt, why }));
+            // The service thought otherwise: it is told again how many jobs are wanted.
+            if let Phase::Ready(ready) = &mut self.phase {
+                ready.slots = None;
+            }
             return;
         }
         let Phase::Ready(ready) = &mut self.phase else { return };

@@ -16,8 +16,7 @@ use cratemill_store::{
     objects::Objects,
     queue,
     queue::{Held, NewJob},
-    sessions::{self, Sign},
-    targets, uploads,
+    sessions, targets, uploads,
     uploads::Upload,
     versions,
 };
@@ -41,7 +40,6 @@ pub async fn apply(pool: &PgPool, objects: &Objects, message: &OutcomeMessage) -
     let mut tx = pool.begin().await?;
     let held = queue::hold(&mut tx, message.job, message.attempt).await?;
     let Some(held) = held.filter(|held| held.builder == message.builder) else { return Ok(Applied::Stale) };
-    sessions::give_back(&mut tx, held.id, held.attempt, Sign::Answer).await?;
     let outcome = match &message.outcome {
         Outcome::Succeeded { timings } => match succeed(&mut tx, &held, message, document).await? {
             Ok(()) => message.outcome.clone(),
@@ -52,6 +50,8 @@ pub async fn apply(pool: &PgPool, objects: &Objects, message: &OutcomeMessage) -
         },
         _ => ending::clean(message.outcome.clone()),
     };
+    // After every lock on a job: nobody who waits for a job holds a session.
+    sessions::give_back(&mut tx, held.id, held.attempt).await?;
     let state = ending::end(&mut tx, &held, &outcome, Some(message.last_seq)).await?;
     tx.commit().await?;
     Ok(Applied::Ended { state, result: queue::result_name(&outcome) })

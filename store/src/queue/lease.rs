@@ -1,7 +1,6 @@
 //! From the queue to a builder: who gets which job, and for how long.
 
 use super::announce;
-use crate::sessions;
 use cratemill_protocol::{Attempt, BuilderId, CrateName, Features, JobId, Kind, Sha256Hex, Stage, Target};
 use sqlx::PgConnection;
 use time::OffsetDateTime;
@@ -62,7 +61,8 @@ pub async fn candidates(
     .await
 }
 
-/// Leases candidates, whose rows the caller has locked, to builders: until they accept, for `accept_s`.
+/// Leases candidates to builders until they accept, for `accept_s`, and takes a slot of theirs for each. The caller has
+/// locked the rows of both.
 pub async fn assign(
     conn: &mut PgConnection,
     pairs: &[(JobId, BuilderId)],
@@ -76,15 +76,19 @@ pub async fn assign(
                                lease_until = now() + make_interval(secs => $3)
              FROM unnest($1::bigint[], $2::bigint[]) AS p (job, builder)
              WHERE j.id = p.job AND j.state = 'queued' RETURNING j.id, j.attempt, j.builder_id
+         ), noted AS (
+             INSERT INTO attempts (job_id, attempt, builder_id) SELECT id, attempt, builder_id FROM assigned
          )
-         INSERT INTO attempts (job_id, attempt, builder_id) SELECT id, attempt, builder_id FROM assigned",
+         UPDATE builder_sessions s SET slots = s.slots - taken.count, in_flight = s.in_flight || taken.attempts
+         FROM (SELECT builder_id, count(*)::integer AS count, array_agg(id || '.' || attempt) AS attempts
+               FROM assigned GROUP BY builder_id) AS taken
+         WHERE s.builder_id = taken.builder_id",
     )
     .bind(&jobs)
-    .bind(&builders)
+    .bind(builders)
     .bind(accept_s)
     .execute(&mut *conn)
     .await?;
-    sessions::take_slots(conn, &jobs, &builders).await?;
     for job in jobs {
         announce(conn, JobId(job)).await?;
     }

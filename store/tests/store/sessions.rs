@@ -5,7 +5,7 @@ use cratemill_protocol::{Attempt, BuilderId, JobId, Target, builder::JobRef, bus
 use cratemill_store::{
     PgConnection, PgPool, builders,
     queue::{self, NewJob},
-    sessions::{self, Sign},
+    sessions,
 };
 use time::{Duration, OffsetDateTime};
 
@@ -74,8 +74,12 @@ async fn a_request_that_crosses_a_job_does_not_offer_its_slot_again(pool: PgPool
 
     sessions::request(&mut conn, &request(id, "c-b", 2, 2)).await.unwrap();
     assert_eq!(free_slots(&mut conn).await, [1]);
+    // One that wants no more is owed nothing for a job that it did not take.
     sessions::request(&mut conn, &request(id, "c-b", 0, 3)).await.unwrap();
-    assert_eq!(free_slots(&mut conn).await, [0; 0], "and never fewer than none");
+    let mut rejected = pool.begin().await.unwrap();
+    assert!(sessions::give_back(&mut rejected, crossing, attempt).await.unwrap());
+    assert_eq!(free_slots(&mut rejected).await, [0; 0]);
+    rejected.rollback().await.unwrap();
     let of = JobRef { job: crossing, attempt };
     let older = JobRef { attempt: Attempt(attempt.0 - 1), ..of };
     for (serial, answered, free) in [(4, older, 1), (5, of, 2), (6, older, 2)] {
@@ -93,15 +97,15 @@ async fn a_job_in_flight_is_forgotten_once_it_arrived_or_is_lost(pool: PgPool) {
     sessions::request(&mut conn, &request(id, "c-b", 1, 2)).await.unwrap();
     assert_eq!(free_slots(&mut conn).await, [0; 0]);
     let mut lost = pool.begin().await.unwrap();
-    assert!(sessions::give_back(&mut lost, crossing, attempt, Sign::Answer).await.unwrap());
+    assert!(sessions::give_back(&mut lost, crossing, attempt).await.unwrap());
     assert_eq!(free_slots(&mut lost).await, [1]);
     lost.rollback().await.unwrap();
-    // The next request does not name it, though it was accepted: what says so was lost. Its end repairs that, once.
+    // The next request does not name it, though it was accepted: when it ends, its slot is the next request's to offer.
     assert!(queue::accept(&mut conn, crossing, attempt, id, 60).await.unwrap());
-    sessions::request(&mut conn, &request(id, "c-b", 1, 3)).await.unwrap();
+    sessions::request(&mut conn, &request(id, "c-b", 0, 3)).await.unwrap();
+    assert!(!sessions::give_back(&mut conn, crossing, attempt).await.unwrap());
     assert_eq!(free_slots(&mut conn).await, [0; 0]);
-    assert!(sessions::give_back(&mut conn, crossing, attempt, Sign::Mark).await.unwrap());
-    assert!(!sessions::give_back(&mut conn, crossing, attempt, Sign::Mark).await.unwrap());
+    sessions::request(&mut conn, &request(id, "c-b", 1, 4)).await.unwrap();
     assert_eq!(free_slots(&mut conn).await, [1]);
 }
 
@@ -178,29 +182,36 @@ async fn sessions_of_dead_nodes_end(pool: PgPool) {
     let second = builder(&mut tx, "second", LINUX).await;
     sessions::open(&mut tx, second, "c-2", "node-2", &[target(LINUX)]).await.unwrap();
     let seen = sessions::seen(&mut tx, &["c-2".into(), "unknown".into()]).await.unwrap();
-    assert_eq!(seen, ["c-2"], "the other has no session");
+    assert_eq!(seen, [("c-2".to_owned(), false)], "the other has no session");
+    builders::update(&mut tx, second, None, Some(true)).await.unwrap();
+    let seen = sessions::seen(&mut tx, &["c-2".into()]).await.unwrap();
+    assert_eq!(seen, [("c-2".to_owned(), true)]);
     assert!(sessions::expire(&mut tx, 60).await.unwrap().is_empty());
     assert_eq!(sessions::close_all_of_node(&mut tx, "node-2").await.unwrap(), 1);
     assert_eq!(sessions::expire(&mut tx, -1).await.unwrap(), [(first, "first".to_owned())]);
 }
 
-/// Each step in a transaction of its own: `now()` is the same within one.
 #[sqlx::test(migrations = "../migrations")]
 async fn the_slot_of_a_lost_assignment_is_given_back(pool: PgPool) {
     let mut conn = pool.acquire().await.unwrap();
     let (_, lost, attempt) = a_job_in_flight(&mut conn).await;
-    for (sign, given) in [(Sign::Mark, false), (Sign::Answer, true)] {
-        let mut tx = pool.begin().await.unwrap();
-        let back = sessions::give_back(&mut tx, lost, attempt, sign).await.unwrap();
-        assert_eq!(back, given, "without an answer its node may be dead");
-        tx.rollback().await.unwrap();
-    }
-    sessions::seen(&mut conn, &["c-b".into()]).await.unwrap();
-    assert!(sessions::give_back(&mut conn, lost, attempt, Sign::Mark).await.unwrap());
     queued(&mut conn, LINUX).await;
-    assert_eq!(sessions::waiting(&mut conn, 1).await.unwrap()[0].slots, 1);
-    // Once is enough.
-    for sign in [Sign::Mark, Sign::Answer] {
-        assert!(!sessions::give_back(&mut conn, lost, attempt, sign).await.unwrap());
-    }
+    assert_eq!(free_slots(&mut conn).await, [0; 0]);
+    assert!(sessions::give_back(&mut conn, lost, attempt).await.unwrap());
+    assert!(!sessions::give_back(&mut conn, lost, attempt).await.unwrap(), "once is enough");
+    assert_eq!(free_slots(&mut conn).await, [1]);
+}
+
+/// Its node may be dead, or not hear of jobs: what is assigned to it would be lost.
+#[sqlx::test(migrations = "../migrations")]
+async fn a_builder_whose_node_is_silent_does_not_wait(pool: PgPool) {
+    let mut conn = pool.acquire().await.unwrap();
+    let id = connected(&mut conn, "b", LINUX).await;
+    queued(&mut conn, LINUX).await;
+    sessions::request(&mut conn, &request(id, "c-b", 1, 1)).await.unwrap();
+    let silence = "UPDATE builder_sessions SET seen_at = now() - interval '1 minute'";
+    sqlx::query(silence).execute(&mut *conn).await.unwrap();
+    assert_eq!(free_slots(&mut conn).await, [0; 0]);
+    sessions::seen(&mut conn, &["c-b".into()]).await.unwrap();
+    assert_eq!(free_slots(&mut conn).await, [1]);
 }
