@@ -9,7 +9,7 @@ use crate::{
 };
 use axum::{Json, extract::State};
 use cratemill_protocol::CrateName;
-use cratemill_store::{PgConnection, artifacts, crates, downloads, jobs, versions};
+use cratemill_store::{PgConnection, artifacts, crates, database, downloads, jobs, versions};
 use serde::{Deserialize, Serialize};
 use time::{Date, Duration, OffsetDateTime};
 use utoipa::{IntoParams, ToSchema};
@@ -96,7 +96,7 @@ struct Crate {
     (status = 404, body = ProblemBody, content_type = "application/problem+json", description = "unknown"),
 ))]
 async fn show(State(app): State<App>, Path(name): Path<CrateName>) -> Result<Json<Crate>> {
-    let mut conn = app.pool.acquire().await?;
+    let mut conn = database::snapshot(&app.pool).await?;
     let krate = find(&mut conn, &name).await?;
     let mut rows = versions::of_crate(&mut conn, krate.id).await?;
     rows.sort_by_cached_key(|row| std::cmp::Reverse(semver::Version::parse(&row.version).ok()));
@@ -130,7 +130,7 @@ async fn show_version(
     State(app): State<App>,
     Path((name, version)): Path<(CrateName, String)>,
 ) -> Result<Json<VersionDetail>> {
-    let mut conn = app.pool.acquire().await?;
+    let mut conn = database::snapshot(&app.pool).await?;
     let version = find_version(&mut conn, &name, &version).await?;
     let made = artifacts::of_version(&mut conn, version.id).await?;
     let filter = jobs::Filter { version: Some(version.id), ..jobs::Filter::default() };
@@ -206,7 +206,7 @@ struct Daily {
     (status = 404, body = ProblemBody, content_type = "application/problem+json", description = "unknown"),
 ))]
 async fn show_downloads(State(app): State<App>, Path(name): Path<CrateName>) -> Result<Json<Downloads>> {
-    let mut conn = app.pool.acquire().await?;
+    let mut conn = database::snapshot(&app.pool).await?;
     let krate = find(&mut conn, &name).await?;
     let today = OffsetDateTime::now_utc().date();
     let from = today.checked_sub(Duration::days(DAYS - 1)).unwrap_or(Date::MIN);

@@ -51,6 +51,11 @@ pub async fn migrate(pool: &PgPool) -> Result<(), sqlx::migrate::MigrateError> {
     migrator.run(pool).await
 }
 
+/// For answers of several queries: all of them see the same moment. It is read only, and ends when it is dropped.
+pub async fn snapshot(pool: &PgPool) -> sqlx::Result<sqlx::Transaction<'static, sqlx::Postgres>> {
+    pool.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await
+}
+
 /// For `/readyz`.
 pub async fn check(pool: &PgPool) -> Result<(), String> {
     match sqlx::query("SELECT 1").execute(pool).await {

@@ -10,7 +10,7 @@ use crate::{
 };
 use axum::{Json, extract::State};
 use cratemill_protocol::{CrateName, JobId, JobState};
-use cratemill_store::{PgConnection, artifacts, attempts, jobs};
+use cratemill_store::{PgConnection, artifacts, attempts, database, jobs};
 use serde::Deserialize;
 use utoipa::IntoParams;
 use utoipa_axum::{router::OpenApiRouter, routes};
@@ -58,7 +58,7 @@ async fn list(State(app): State<App>, Query(query): Query<ListQuery>) -> Result<
     (status = 404, body = ProblemBody, content_type = "application/problem+json", description = "unknown"),
 ))]
 async fn show(State(app): State<App>, Path(id): Path<JobId>) -> Result<Json<JobDetail>> {
-    let mut conn = app.pool.acquire().await?;
+    let mut conn = database::snapshot(&app.pool).await?;
     let job = find(&mut conn, id).await?;
     let attempts = attempts::of_job(&mut conn, id).await?;
     let mut made = artifacts::of_version(&mut conn, job.version_id).await?;

@@ -6,7 +6,7 @@ use cratemill_protocol::{
     bus::{BuilderState, VersionChange, VersionChanged},
 };
 use cratemill_store::{
-    PgPool,
+    PgPool, crates,
     database::{self, Alone, Channel},
     outbox,
 };
@@ -29,6 +29,17 @@ async fn old_code_starts_on_a_newer_schema(pool: PgPool) {
     .await
     .unwrap();
     database::migrate(&pool).await.unwrap();
+}
+
+#[sqlx::test(migrations = "../migrations")]
+async fn queries_of_a_snapshot_see_one_moment(pool: PgPool) {
+    let mut snapshot = database::snapshot(&pool).await.unwrap();
+    assert!(crates::page(&mut snapshot, "", None, 10).await.unwrap().is_empty());
+    version(&mut pool.acquire().await.unwrap(), "a").await;
+    assert!(crates::page(&mut snapshot, "", None, 10).await.unwrap().is_empty());
+    drop(snapshot);
+    let mut later = database::snapshot(&pool).await.unwrap();
+    assert_eq!(crates::page(&mut later, "", None, 10).await.unwrap().len(), 1);
 }
 
 #[sqlx::test(migrations = "../migrations")]
