@@ -90,12 +90,11 @@ async fn artifact(pool: &PgPool) -> i64 {
               v AS (INSERT INTO versions (crate_id, version, sha256) SELECT id, '1.0.0', repeat('0', 64) FROM c RETURNING id),
               b AS (INSERT INTO builders (name) VALUES ('b') RETURNING id),
               k AS (INSERT INTO builder_keys (builder_id, fingerprint, public_key) SELECT id, 'f', 'k' FROM b RETURNING id),
-              j AS (INSERT INTO jobs (version_id, kind, target, priority) SELECT id, 'tarball', 't', 10 FROM v RETURNING id),
-              a AS (INSERT INTO attempts (job_id, attempt, builder_id) SELECT j.id, 1, b.id FROM j, b RETURNING job_id)
+              j AS (INSERT INTO jobs (version_id, kind, target) SELECT id, 'tarball', 't' FROM v RETURNING id)
          INSERT INTO artifacts (version_id, kind, target, features, job_id, attempt, position, name, size, sha256,
                                 object, manifest, signature, builder_key_id)
-         SELECT v.id, 'tarball', 't', 'default', a.job_id, 1, 0, 'n', 1, repeat('0', 64), 'o', '', '', k.id
-         FROM v, a, k RETURNING id",
+         SELECT v.id, 'tarball', 't', 'default', j.id, 1, 0, 'n', 1, repeat('0', 64), 'o', '', '', k.id
+         FROM v, j, k RETURNING id",
     )
     .fetch_one(pool)
     .await

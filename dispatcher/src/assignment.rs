@@ -33,6 +33,8 @@ const ACCEPT: Duration = Duration::from_secs(15);
 const MAX_BUILDERS: i64 = 64;
 /// Jobs leased in one transaction: short enough that no other dispatcher waits for it.
 const MAX_JOBS: usize = 256;
+/// Jobs that become due at once, and are put into their lines in one statement; the rest follows in the next.
+const MAX_PROMOTED: i64 = 1_000;
 /// Without any wake-up: what a lost notification costs at most.
 const POLL: Duration = Duration::from_secs(2);
 /// Clocks differ by more than any shorter wait would be worth.
@@ -81,6 +83,9 @@ impl Assignment {
     async fn rounds(&self, config: &IndexConfig) -> anyhow::Result<Duration> {
         // Leases that no node hears of would only run out.
         self.bus.check().map_err(|why| anyhow!("the bus is away: {why}"))?;
+        let mut conn = self.pool.acquire().await?;
+        queue::promote(&mut conn, MAX_PROMOTED).await?;
+        drop(conn);
         while self.round(config).await? > 0 {}
         let mut conn = self.pool.acquire().await?;
         let due = queue::next_due(&mut conn).await?;
@@ -101,17 +106,17 @@ impl Assignment {
         if pairs.is_empty() {
             return Ok(0);
         }
-        let leases: Vec<_> = pairs.iter().map(|(job, builder)| (job.id, builder.builder)).collect();
+        let wanted: Vec<_> = pairs.iter().map(|(job, builder)| (*job, builder.builder)).collect();
         let accept_s = i32::try_from(ACCEPT.as_secs()).context("a constant that fits")?;
-        queue::assign(&mut tx, &leases, accept_s).await?;
+        let leased = queue::assign(&mut tx, &wanted, accept_s).await?;
         tx.commit().await?;
 
-        metrics::assigned(pairs.len());
-        for (candidate, builder) in &pairs {
+        metrics::assigned(leased.len());
+        for (candidate, builder) in pairs.iter().filter(|(job, _)| leased.contains(&job.id)) {
             let job = assigned_job(candidate, config, self.registry.index(), &self.limits, self.lease_s);
             self.send(builder, job).await;
         }
-        Ok(pairs.len())
+        Ok(leased.len())
     }
 
     async fn send(&self, to: &Waiting, job: AssignedJob) {

@@ -53,7 +53,7 @@ pub async fn end_overdue(pool: &PgPool, wall_s: u32) -> Result<usize, cratemill_
         let message = "the builder did not end the attempt in time".to_owned();
         let lost =
             Outcome::Failed { class: FailureClass::Lost, message, stage: None, timings: Timings::default() };
-        sessions::give_back(&mut tx, held.id, held.attempt).await?;
+        sessions::give_back(&mut tx, &[ending::gone(held)]).await?;
         let state = ending::end(&mut tx, held, &lost, None).await?;
         tracing::warn!(job = %held.id, attempt = %held.attempt, builder = %held.builder, %state, "an attempt did not end");
     }

@@ -2,8 +2,9 @@
 
 use cratemill_protocol::{FailureClass, JobState, Outcome};
 use cratemill_store::{
-    PgConnection, attempts, queue,
-    queue::{End, Held},
+    PgConnection, queue,
+    queue::{End, Ended, Held},
+    sessions::Gone,
     versions,
 };
 use rand::Rng;
@@ -85,23 +86,29 @@ pub async fn end(
     outcome: &Outcome,
     last_seq: Option<u64>,
 ) -> Result<JobState, cratemill_store::Error> {
-    attempts::end(conn, held.id, held.attempt, outcome, last_seq).await?;
+    let ended = Ended { outcome, last_seq };
     let withdrawn = versions::is_withdrawn(conn, held.version).await?;
     let end = match next(outcome, Standing::of(held, withdrawn)) {
         Next::Retry { class, message } => {
             let delay = retry_delay(held.attempt.0, rand::rng().random());
-            queue::retry_later(conn, held, class, &message, delay.as_secs_f64()).await?;
+            queue::retry_later(conn, held, (class, &message), delay.as_secs_f64(), ended).await?;
             return Ok(JobState::Queued);
         }
         Next::Failed { class, message } => {
-            queue::finish(conn, held, &End::Failed { class, message: &message }).await?;
+            queue::finish(conn, held, End::Failed { class, message: &message }, ended).await?;
             return Ok(JobState::Failed);
         }
         Next::Succeeded => End::Succeeded,
         Next::Cancelled => End::Cancelled,
     };
-    queue::finish(conn, held, &end).await?;
-    Ok(end.state())
+    let state = end.state();
+    queue::finish(conn, held, end, ended).await?;
+    Ok(state)
+}
+
+/// What the session of its builder has to know of a held attempt's end.
+pub fn gone(held: &Held) -> Gone {
+    Gone { builder: held.builder, job: held.id, attempt: held.attempt, accepted: held.accepted }
 }
 
 /// An outcome whose text the database takes: bounded, and without NUL.

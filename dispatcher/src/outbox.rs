@@ -12,7 +12,8 @@ use cratemill_service::bus::{Bus, Error};
 use cratemill_store::{
     PgConnection, PgPool,
     database::{Alone, try_lock},
-    outbox, queue,
+    outbox::{self, Entry},
+    queue,
 };
 use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
@@ -70,19 +71,9 @@ async fn relay(pool: &PgPool, bus: &Bus, length: &mut QueueLength) -> anyhow::Re
     let mut published = Vec::with_capacity(entries.len());
     let mut failure = None;
     for entry in &entries {
-        match bus
-            .store(&entry.subject, &format!("o{}", entry.id), entry.payload.clone().into(), PATIENCE)
-            .await
-        {
-            Ok(_) => {}
-            // It must not hold up all that follow; whoever misses it finds the truth in the database.
-            Err(Error::Refused(why)) => {
-                tracing::error!(subject = entry.subject, why, "the bus refuses an event: dropped");
-            }
-            Err(error) => {
-                failure = Some(error);
-                break;
-            }
+        if let Err(error) = publish(bus, entry).await {
+            failure = Some(error);
+            break;
         }
         published.push(entry.id);
     }
@@ -92,6 +83,20 @@ async fn relay(pool: &PgPool, bus: &Bus, length: &mut QueueLength) -> anyhow::Re
         Some(error) => Err(error.into()),
         None => Ok(i64::try_from(entries.len()).is_ok_and(|count| count >= BATCH)),
     }
+}
+
+async fn publish(bus: &Bus, entry: &Entry) -> Result<(), Error> {
+    for (n, (subject, payload)) in entry.subjects.iter().zip(&entry.payloads).enumerate() {
+        match bus.store(subject, &format!("o{}.{n}", entry.id), payload.clone().into(), PATIENCE).await {
+            Ok(_) => {}
+            // It must not hold up all that follow; whoever misses it finds the truth in the database.
+            Err(Error::Refused(why)) => {
+                tracing::error!(subject, why, "the bus refuses an event: dropped");
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 /// What was last said about the queue, and when.

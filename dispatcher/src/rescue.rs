@@ -66,7 +66,7 @@ pub async fn expire_leases(pool: &PgPool) -> Result<usize, cratemill_store::Erro
         let message = format!("the builder did not {what} in time");
         let lost =
             Outcome::Failed { class: FailureClass::Lost, message, stage: None, timings: Timings::default() };
-        if sessions::give_back(&mut tx, held.id, held.attempt).await? {
+        if sessions::give_back(&mut tx, &[ending::gone(held)]).await? > 0 {
             tracing::info!(job = %held.id, attempt = %held.attempt, "an assignment got lost: its builder waits again");
         }
         let state = ending::end(&mut tx, held, &lost, None).await?;

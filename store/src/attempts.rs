@@ -1,7 +1,6 @@
 //! Tries at jobs: how each ended, and where its log is.
 
-use crate::queue::result_name;
-use cratemill_protocol::{Attempt, JobId, JobState, Outcome};
+use cratemill_protocol::{Attempt, JobId, JobState};
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 
@@ -26,41 +25,11 @@ pub async fn of_job(conn: &mut PgConnection, job: JobId) -> sqlx::Result<Vec<Row
     sqlx::query_as(
         "SELECT a.job_id, a.attempt, a.builder_id, b.name AS builder_name, a.assigned_at, a.accepted_at, a.ended_at,
                 a.result, a.message, a.stage, a.timings
-         FROM attempts a JOIN builders b ON b.id = a.builder_id WHERE a.job_id = $1 ORDER BY a.attempt",
+         FROM all_attempts a JOIN builders b ON b.id = a.builder_id WHERE a.job_id = $1 ORDER BY a.attempt",
     )
     .bind(job.0)
     .fetch_all(conn)
     .await
-}
-
-/// Notes how an attempt ended; the first word stands.
-pub async fn end(
-    conn: &mut PgConnection,
-    job: JobId,
-    attempt: Attempt,
-    outcome: &Outcome,
-    last_seq: Option<u64>,
-) -> sqlx::Result<()> {
-    let (message, timings) = match outcome {
-        Outcome::Succeeded { timings } => (None, serde_json::to_value(timings).ok()),
-        Outcome::Failed { message, timings, .. } => {
-            (Some(message.as_str()), serde_json::to_value(timings).ok())
-        }
-        Outcome::Cancelled => (None, None),
-    };
-    sqlx::query(
-        "UPDATE attempts SET ended_at = now(), result = $3, message = $4, timings = $5, last_seq = $6
-         WHERE job_id = $1 AND attempt = $2 AND ended_at IS NULL",
-    )
-    .bind(job.0)
-    .bind(attempt.0)
-    .bind(result_name(outcome))
-    .bind(message)
-    .bind(timings)
-    .bind(last_seq.and_then(|seq| i64::try_from(seq).ok()))
-    .execute(conn)
-    .await?;
-    Ok(())
 }
 
 /// Where to read the log of an attempt.
@@ -79,7 +48,7 @@ pub struct Log {
 /// The log of this attempt, or of the newest.
 pub async fn log(conn: &mut PgConnection, job: JobId, attempt: Option<Attempt>) -> sqlx::Result<Option<Log>> {
     sqlx::query_as(
-        "SELECT attempt, ended_at IS NOT NULL AS ended, log_object, log_bytes, result FROM attempts
+        "SELECT attempt, ended_at IS NOT NULL AS ended, log_object, log_bytes, result FROM all_attempts
          WHERE job_id = $1 AND ($2::int IS NULL OR attempt = $2) ORDER BY attempt DESC LIMIT 1",
     )
     .bind(job.0)
@@ -106,10 +75,14 @@ pub struct ToArchive {
 /// Those that ended first.
 pub async fn to_archive(conn: &mut PgConnection, limit: i64) -> sqlx::Result<Vec<ToArchive>> {
     sqlx::query_as(
-        "SELECT a.job_id, a.attempt, a.last_seq, CASE WHEN j.attempt = a.attempt THEN j.state ELSE 'queued' END AS state,
-                extract(epoch FROM now() - a.ended_at)::float8 AS ended_ago_s
-         FROM attempts a JOIN jobs j ON j.id = a.job_id
-         WHERE a.ended_at IS NOT NULL AND a.log_object IS NULL ORDER BY a.ended_at LIMIT $1",
+        "SELECT job_id, attempt, last_seq, state, extract(epoch FROM now() - ended_at)::float8 AS ended_ago_s
+         FROM (
+             (SELECT job_id, attempt, last_seq, state, finished_at AS ended_at FROM finished_jobs
+              WHERE log_object IS NULL AND builder_id IS NOT NULL ORDER BY finished_at LIMIT $1)
+             UNION ALL
+             (SELECT job_id, attempt, last_seq, 'queued', ended_at FROM attempts
+              WHERE ended_at IS NOT NULL AND log_object IS NULL ORDER BY ended_at LIMIT $1)
+         ) AS waiting ORDER BY ended_at LIMIT $1",
     )
     .bind(limit)
     .fetch_all(conn)
@@ -124,17 +97,23 @@ pub async fn archived(
     object: &str,
     bytes: i64,
 ) -> sqlx::Result<bool> {
-    let done = sqlx::query(
-        "UPDATE attempts SET log_object = $3, log_bytes = $4
-         WHERE job_id = $1 AND attempt = $2 AND log_object IS NULL",
+    let named: i64 = sqlx::query_scalar(
+        "WITH past AS (
+             UPDATE attempts SET log_object = $3, log_bytes = $4
+             WHERE job_id = $1 AND attempt = $2 AND log_object IS NULL RETURNING 1
+         ), last AS (
+             UPDATE finished_jobs SET log_object = $3, log_bytes = $4
+             WHERE job_id = $1 AND attempt = $2 AND builder_id IS NOT NULL AND log_object IS NULL RETURNING 1
+         )
+         SELECT (SELECT count(*) FROM past) + (SELECT count(*) FROM last)",
     )
     .bind(job.0)
     .bind(attempt.0)
     .bind(object)
     .bind(bytes)
-    .execute(conn)
+    .fetch_one(conn)
     .await?;
-    Ok(done.rows_affected() == 1)
+    Ok(named == 1)
 }
 
 /// Which of these have their log in the object store.
@@ -145,7 +124,7 @@ pub async fn archived_among(
     let (jobs, numbers): (Vec<i64>, Vec<i32>) =
         attempts.iter().map(|(job, attempt)| (job.0, attempt.0)).unzip();
     let rows: Vec<(i64, i32)> = sqlx::query_as(
-        "SELECT a.job_id, a.attempt FROM attempts a
+        "SELECT a.job_id, a.attempt FROM all_attempts a
          JOIN unnest($1::bigint[], $2::int[]) AS p (job, attempt) ON a.job_id = p.job AND a.attempt = p.attempt
          WHERE a.log_object IS NOT NULL",
     )

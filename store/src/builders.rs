@@ -124,7 +124,7 @@ const SELECT_BUILDERS: &str = "
            (SELECT k.public_key FROM builder_keys k WHERE k.builder_id = b.id AND k.enabled ORDER BY k.id DESC LIMIT 1)
                AS public_key,
            EXISTS (SELECT FROM builder_sessions s WHERE s.builder_id = b.id) AS connected,
-           (SELECT count(*) FROM jobs j WHERE j.builder_id = b.id AND j.state IN ('assigned', 'running')) AS running
+           (SELECT count(*) FROM leases l WHERE l.builder_id = b.id) AS running
     FROM builders b
     WHERE ($1::bigint IS NULL OR b.id = $1) AND b.id > $2 ORDER BY b.id LIMIT $3";
 

@@ -1,9 +1,6 @@
 //! Jobs as people read them. Changes are in [`crate::queue`].
 
-use cratemill_protocol::{
-    Attempt, BuilderId, CrateName, FailureClass, Features, JobId, JobState, Kind, Priority, Stage, Target,
-    VersionId, bus::JobChanged,
-};
+use cratemill_protocol::{Attempt, CrateName, Features, JobId, JobState, Kind, Priority, Target, VersionId};
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 
@@ -49,19 +46,34 @@ pub struct Filter {
     pub version: Option<VersionId>,
 }
 
-const SELECT: &str = "
-    SELECT j.id, j.version_id, c.name, v.version, j.kind, j.target, j.features, j.priority, j.state, j.stage,
-           j.attempt, j.tries, j.run_at, j.builder_id, b.name AS builder_name, j.failure_class, j.failure_message,
-           j.parent_id, j.created_at, j.started_at, j.finished_at
-    FROM jobs j JOIN versions v ON v.id = j.version_id JOIN crates c ON c.id = v.crate_id
-    LEFT JOIN builders b ON b.id = j.builder_id
-    WHERE ($1::bigint IS NULL OR j.id = $1) AND ($2::bigint IS NULL OR j.id < $2)
-      AND ($3::text IS NULL OR j.state = $3) AND ($4::text IS NULL OR c.canonical = $4)
-      AND ($5::bigint IS NULL OR j.version_id = $5)
-    ORDER BY j.id DESC LIMIT $6";
+/// `$driver` narrows the jobs to a table that has few of them, or is in their order.
+macro_rules! select_jobs {
+    ($driver:expr) => {
+        concat!(
+            "SELECT j.id, j.version_id, c.name, v.version, j.kind, j.target, j.features, j.priority, j.state, j.stage,
+                    j.attempt, j.tries, j.run_at, j.builder_id, b.name AS builder_name, j.failure_class, j.failure_message,
+                    j.parent_id, j.created_at, j.started_at, j.finished_at
+             FROM all_jobs j JOIN versions v ON v.id = j.version_id JOIN crates c ON c.id = v.crate_id
+             LEFT JOIN builders b ON b.id = j.builder_id ",
+            $driver
+        )
+    };
+}
+
+/// As [`select_jobs`], for a page of those that the driver has.
+macro_rules! select_page {
+    ($driver:literal) => {
+        select_jobs!(concat!(
+            $driver,
+            " WHERE ($1::bigint IS NULL OR j.id < $1) AND ($2::text IS NULL OR c.canonical = $2)
+                AND ($3::bigint IS NULL OR j.version_id = $3)
+              ORDER BY j.id DESC LIMIT $4"
+        ))
+    };
+}
 
 pub async fn find(conn: &mut PgConnection, id: JobId) -> sqlx::Result<Option<Job>> {
-    select(conn, Some(id), None, &Filter::default(), 1).await.map(|mut jobs| jobs.pop())
+    sqlx::query_as(select_jobs!("WHERE j.id = $1")).bind(id.0).fetch_optional(conn).await
 }
 
 /// A page of jobs, the newest first, those before the id `before`.
@@ -71,20 +83,27 @@ pub async fn page(
     before: Option<JobId>,
     limit: i64,
 ) -> sqlx::Result<Vec<Job>> {
-    select(conn, None, before, filter, limit).await
-}
-
-async fn select(
-    conn: &mut PgConnection,
-    id: Option<JobId>,
-    before: Option<JobId>,
-    filter: &Filter,
-    limit: i64,
-) -> sqlx::Result<Vec<Job>> {
-    sqlx::query_as(SELECT)
-        .bind(id.map(|id| id.0))
+    let sql = match filter.state {
+        None => select_page!(""),
+        Some(JobState::Queued) => select_page!("JOIN queue d ON d.job_id = j.id"),
+        Some(JobState::Assigned) => {
+            select_page!("JOIN leases d ON d.job_id = j.id AND d.accepted_at IS NULL")
+        }
+        Some(JobState::Running) => {
+            select_page!("JOIN leases d ON d.job_id = j.id AND d.accepted_at IS NOT NULL")
+        }
+        Some(JobState::Succeeded) => {
+            select_page!("JOIN finished_jobs d ON d.job_id = j.id AND d.state = 'succeeded'")
+        }
+        Some(JobState::Failed) => {
+            select_page!("JOIN finished_jobs d ON d.job_id = j.id AND d.state = 'failed'")
+        }
+        Some(JobState::Cancelled) => {
+            select_page!("JOIN finished_jobs d ON d.job_id = j.id AND d.state = 'cancelled'")
+        }
+    };
+    sqlx::query_as(sql)
         .bind(before.map(|id| id.0))
-        .bind(filter.state.map(JobState::as_str))
         .bind(filter.krate.as_ref().map(CrateName::canonical))
         .bind(filter.version.map(|id| id.0))
         .bind(limit)
@@ -92,36 +111,22 @@ async fn select(
         .await
 }
 
-/// How many queued jobs are ahead of this one by priority and time, plus one; none if it is not queued. Crates take turns,
-/// so one of a crate with many jobs may be later, and another sooner.
+/// A longer queue is counted no further.
+const LONGEST_COUNTED: i64 = 100_000;
+
+/// The place of a queued job in the line of its target, from 1; none if it is not queued. One that is not due yet comes
+/// after all that are.
 pub async fn queue_position(conn: &mut PgConnection, id: JobId) -> sqlx::Result<Option<i64>> {
     sqlx::query_scalar(
-        "SELECT (SELECT count(*) FROM jobs o WHERE o.state = 'queued'
-                 AND (o.priority, o.run_at, o.id) <= (j.priority, j.run_at, j.id))
-         FROM jobs j WHERE j.id = $1 AND j.state = 'queued'",
+        "SELECT CASE WHEN q.turn IS NULL THEN 1 ELSE 0 END + (
+                    SELECT count(*) FROM (
+                        SELECT FROM queue o WHERE o.target = q.target AND o.turn IS NOT NULL
+                        AND (q.turn IS NULL OR (o.priority, o.turn, o.job_id) <= (q.priority, q.turn, q.job_id)) LIMIT $2
+                    ) AS before)
+         FROM queue q WHERE q.job_id = $1",
     )
     .bind(id.0)
+    .bind(LONGEST_COUNTED)
     .fetch_optional(conn)
     .await
-}
-
-/// The job as an event says it.
-pub(crate) async fn changed(conn: &mut PgConnection, id: JobId) -> sqlx::Result<Option<JobChanged>> {
-    let Some(job) = find(conn, id).await? else { return Ok(None) };
-    let done = job.state.is_final();
-    Ok(Some(JobChanged {
-        job: job.id,
-        krate: job.krate,
-        version: job.version,
-        kind: job.kind,
-        target: job.target,
-        features: job.features,
-        priority: job.priority,
-        state: job.state,
-        attempt: job.attempt,
-        stage: job.stage.and_then(|stage| stage.parse::<Stage>().ok()).filter(|_| !done),
-        builder: job.builder_id.map(BuilderId),
-        failure: job.failure_class.and_then(|class| class.parse::<FailureClass>().ok()),
-        message: job.failure_message,
-    }))
 }

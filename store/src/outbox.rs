@@ -9,21 +9,24 @@ use cratemill_protocol::{
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 
+/// What one transaction has to say, in order.
 #[derive(Debug, sqlx::FromRow)]
 pub struct Entry {
     pub id: i64,
-    pub subject: String,
-    pub payload: Vec<u8>,
+    pub subjects: Vec<String>,
+    /// As many as subjects.
+    pub payloads: Vec<Vec<u8>>,
 }
 
-pub async fn job_changed(conn: &mut PgConnection, job: JobChanged) -> sqlx::Result<()> {
-    let subject = subjects::job_event(&job.krate, job.job);
-    push(conn, &subject, DomainEvent::Job(job)).await
+pub(crate) async fn jobs_changed(conn: &mut PgConnection, jobs: Vec<JobChanged>) -> sqlx::Result<()> {
+    let events =
+        jobs.into_iter().map(|job| (subjects::job_event(&job.krate, job.job), DomainEvent::Job(job)));
+    push(conn, events.collect()).await
 }
 
 pub async fn version_changed(conn: &mut PgConnection, version: VersionChanged) -> sqlx::Result<()> {
     let subject = subjects::version_event(&version.krate, version.id);
-    push(conn, &subject, DomainEvent::Version(version)).await
+    push(conn, vec![(subject, DomainEvent::Version(version))]).await
 }
 
 pub async fn builder_changed(
@@ -33,20 +36,26 @@ pub async fn builder_changed(
     state: BuilderState,
 ) -> sqlx::Result<()> {
     let event = DomainEvent::Builder { builder, name: name.to_owned(), state };
-    push(conn, &subjects::builder_event(builder), event).await
+    push(conn, vec![(subjects::builder_event(builder), event)]).await
 }
 
 pub async fn queue_changed(conn: &mut PgConnection, queued: u64, running: u64) -> sqlx::Result<()> {
-    push(conn, subjects::QUEUE_EVENT, DomainEvent::Queue { queued, running }).await
+    push(conn, vec![(subjects::QUEUE_EVENT.to_owned(), DomainEvent::Queue { queued, running })]).await
 }
 
-async fn push(conn: &mut PgConnection, subject: &str, event: DomainEvent) -> sqlx::Result<()> {
+async fn push(conn: &mut PgConnection, events: Vec<(String, DomainEvent)>) -> sqlx::Result<()> {
+    if events.is_empty() {
+        return Ok(());
+    }
     let at_ms =
         i64::try_from(OffsetDateTime::now_utc().unix_timestamp_nanos() / 1_000_000).unwrap_or(i64::MAX);
-    let payload = bus::encode(&EventMessage { at_ms, event });
-    sqlx::query("INSERT INTO outbox (subject, payload) VALUES ($1, $2)")
-        .bind(subject)
-        .bind(payload)
+    let (subjects, payloads): (Vec<_>, Vec<_>) = events
+        .into_iter()
+        .map(|(subject, event)| (subject, bus::encode(&EventMessage { at_ms, event })))
+        .unzip();
+    sqlx::query("INSERT INTO outbox (subjects, payloads) VALUES ($1, $2)")
+        .bind(subjects)
+        .bind(payloads)
         .execute(&mut *conn)
         .await?;
     notify(conn, Channel::Outbox).await
@@ -54,7 +63,7 @@ async fn push(conn: &mut PgConnection, subject: &str, event: DomainEvent) -> sql
 
 /// The oldest entries. The caller holds [`crate::database::Alone::Outbox`].
 pub async fn oldest(conn: &mut PgConnection, limit: i64) -> sqlx::Result<Vec<Entry>> {
-    sqlx::query_as("SELECT id, subject, payload FROM outbox ORDER BY id LIMIT $1")
+    sqlx::query_as("SELECT id, subjects, payloads FROM outbox ORDER BY id LIMIT $1")
         .bind(limit)
         .fetch_all(conn)
         .await

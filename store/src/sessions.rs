@@ -83,7 +83,7 @@ pub async fn waiting(conn: &mut PgConnection, limit: i64) -> sqlx::Result<Vec<Wa
     sqlx::query_as(
         "WITH due AS MATERIALIZED (
              SELECT t.name FROM (SELECT name FROM targets UNION ALL SELECT 'any') t
-             WHERE EXISTS (SELECT FROM jobs j WHERE j.state = 'queued' AND j.run_at <= now() AND j.target = t.name)
+             WHERE EXISTS (SELECT FROM queue q WHERE q.target = t.name AND q.turn IS NOT NULL)
          )
          SELECT s.builder_id, s.connection, s.node, s.targets, s.slots
          FROM builder_sessions s JOIN builders b ON b.id = s.builder_id
@@ -97,23 +97,42 @@ pub async fn waiting(conn: &mut PgConnection, limit: i64) -> sqlx::Result<Vec<Wa
     .await
 }
 
-/// An attempt ended: it is not on its way to its builder any more. True: it never got there, or was not taken, and the
-/// builder that waits for it got its slot back.
-pub async fn give_back(conn: &mut PgConnection, job: JobId, attempt: Attempt) -> sqlx::Result<bool> {
-    let given: Option<bool> = sqlx::query_scalar(
-        "UPDATE builder_sessions s
-         SET slots = s.slots + (a.accepted_at IS NULL)::integer,
-             in_flight = array_remove(s.in_flight, a.job_id || '.' || a.attempt)
-         FROM attempts a
-         WHERE a.job_id = $1 AND a.attempt = $2 AND s.builder_id = a.builder_id
-           AND a.job_id || '.' || a.attempt = ANY(s.in_flight)
-         RETURNING a.accepted_at IS NULL",
+/// An attempt that ends.
+#[derive(Debug, Clone, Copy)]
+pub struct Gone {
+    pub builder: BuilderId,
+    pub job: JobId,
+    pub attempt: Attempt,
+    /// Its builder took it.
+    pub accepted: bool,
+}
+
+/// Attempts ended: they are not on their way to their builders any more. One that never got there, or was not taken, gives
+/// its slot back to the builder that waits for it; returns how many builders got some. Locks sessions in one order.
+pub async fn give_back(conn: &mut PgConnection, gone: &[Gone]) -> sqlx::Result<u64> {
+    let given: i64 = sqlx::query_scalar(
+        "WITH gone AS (SELECT * FROM unnest($1::bigint[], $2::text[], $3::bool[]) AS g (builder, name, accepted)),
+         held AS (
+             SELECT builder_id, in_flight FROM builder_sessions s
+             WHERE EXISTS (SELECT FROM gone g WHERE g.builder = s.builder_id AND g.name = ANY(s.in_flight))
+             ORDER BY builder_id FOR UPDATE
+         ), mine AS (
+             SELECT h.builder_id, array_agg(g.name) AS names, count(*) FILTER (WHERE NOT g.accepted)::integer AS free
+             FROM held h JOIN gone g ON g.builder = h.builder_id AND g.name = ANY(h.in_flight) GROUP BY h.builder_id
+         ), given AS (
+             UPDATE builder_sessions s
+             SET slots = s.slots + m.free,
+                 in_flight = ARRAY(SELECT unnest(s.in_flight) EXCEPT SELECT unnest(m.names))
+             FROM mine m WHERE s.builder_id = m.builder_id RETURNING m.free
+         )
+         SELECT count(*) FROM given WHERE free > 0",
     )
-    .bind(job.0)
-    .bind(attempt.0)
-    .fetch_optional(conn)
+    .bind(gone.iter().map(|of| of.builder.0).collect::<Vec<_>>())
+    .bind(gone.iter().map(|of| format!("{}.{}", of.job, of.attempt)).collect::<Vec<_>>())
+    .bind(gone.iter().map(|of| of.accepted).collect::<Vec<_>>())
+    .fetch_one(conn)
     .await?;
-    Ok(given == Some(true))
+    Ok(given.unsigned_abs())
 }
 
 /// Which node holds the builder's connection.

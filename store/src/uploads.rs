@@ -23,8 +23,7 @@ pub async fn record(
 ) -> sqlx::Result<bool> {
     let done = sqlx::query(
         "INSERT INTO uploads (job_id, attempt, name, size, sha256, object)
-         SELECT id, attempt, $3, $4, $5, $6 FROM jobs WHERE id = $1 AND attempt = $2 AND state IN ('assigned', 'running')
-         FOR SHARE
+         SELECT job_id, attempt, $3, $4, $5, $6 FROM leases WHERE job_id = $1 AND attempt = $2 FOR SHARE
          ON CONFLICT (job_id, attempt, name) DO UPDATE
              SET size = excluded.size, sha256 = excluded.sha256, object = excluded.object, stored_at = now()",
     )
@@ -41,13 +40,11 @@ pub async fn record(
 
 /// Whether this attempt may upload now.
 pub async fn allowed(conn: &mut PgConnection, job: JobId, attempt: Attempt) -> sqlx::Result<bool> {
-    sqlx::query_scalar(
-        "SELECT EXISTS (SELECT FROM jobs WHERE id = $1 AND attempt = $2 AND state IN ('assigned', 'running'))",
-    )
-    .bind(job.0)
-    .bind(attempt.0)
-    .fetch_one(conn)
-    .await
+    sqlx::query_scalar("SELECT EXISTS (SELECT FROM leases WHERE job_id = $1 AND attempt = $2)")
+        .bind(job.0)
+        .bind(attempt.0)
+        .fetch_one(conn)
+        .await
 }
 
 pub async fn of_attempt(conn: &mut PgConnection, job: JobId, attempt: Attempt) -> sqlx::Result<Vec<Upload>> {
@@ -78,7 +75,7 @@ pub async fn orphans(
 ) -> sqlx::Result<Vec<Orphan>> {
     sqlx::query_as(
         "SELECT u.job_id, u.attempt, u.name, u.object
-         FROM uploads u JOIN attempts a ON a.job_id = u.job_id AND a.attempt = u.attempt
+         FROM uploads u JOIN all_attempts a ON a.job_id = u.job_id AND a.attempt = u.attempt
          WHERE a.ended_at < $1
            AND NOT EXISTS (SELECT FROM artifacts r WHERE r.job_id = u.job_id AND r.attempt = u.attempt AND r.name = u.name)
          ORDER BY u.stored_at LIMIT $2",

@@ -26,7 +26,7 @@ async fn a_job_is_enqueued_once_and_waits_in_line(pool: PgPool) {
         json!({"crate": "DEMO", "version": "latest", "kind": "metadata", "priority": "backfill"});
     let second = node.operate("POST", "/api/v1/jobs", Some(metadata.clone())).await.json();
     assert_eq!((&second["version"], &second["target"]), (&json!("1.1.0"), &json!("any")));
-    assert_eq!((&second["queue_position"], &second["priority"]), (&json!(2), &json!("backfill")));
+    assert_eq!((&second["queue_position"], &second["priority"]), (&json!(1), &json!("backfill")));
     metadata["run_at"] = json!("2020-01-01T00:00:00Z");
     metadata["priority"] = json!("on_demand");
     let raised = node.operate("POST", "/api/v1/jobs", Some(metadata)).await.json();
@@ -158,11 +158,12 @@ async fn a_running_job_is_cancelled_by_its_builder(pool: PgPool) {
     let message: NodeMessage = bus::decode(&messages.next().await.unwrap().payload).unwrap();
     assert_eq!(message, NodeMessage::Cancel { builder, job: JobId(1), attempt: held.attempt, grace_s: 10 });
 
-    finish(&pool, &held, &End::Failed { class: FailureClass::Build, message: "it does not compile" }).await;
+    finish(&pool, &held, End::Failed { class: FailureClass::Build, message: "it does not compile" }).await;
     node.operate("POST", "/api/v1/jobs/1/cancel", None).await.problem(409);
     insta::assert_json_snapshot!(node.get("/api/v1/jobs/1").await.json(), {
         ".created_at" => "[time]", ".run_at" => "[time]", ".started_at" => "[time]", ".finished_at" => "[time]",
         ".attempts[].assigned_at" => "[time]", ".attempts[].accepted_at" => "[time]",
+        ".attempts[].ended_at" => "[time]",
     });
 }
 

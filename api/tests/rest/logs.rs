@@ -50,7 +50,7 @@ async fn write_log(bus: &Bus) -> String {
 
 /// What the dispatcher does when an attempt has ended.
 async fn archive(node: &Node, held: &Held, text: &str) {
-    finish(&node.app.pool, held, &End::Succeeded).await;
+    finish(&node.app.pool, held, End::Succeeded).await;
     let mut packed = GzEncoder::new(Vec::new(), Compression::default());
     packed.write_all(text.as_bytes()).unwrap();
     node.app.objects.put("logs/1/1.gz", packed.finish().unwrap().into(), "application/gzip").await.unwrap();

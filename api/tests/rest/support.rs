@@ -5,9 +5,10 @@ use bytes::Bytes;
 use clap::Parser;
 use cratemill_api::{App, Config, routes};
 use cratemill_protocol::{
-    ArtifactName, Attempt, BuilderId, CrateName, Features, JobId, Kind, Priority, Sha256Hex, Target,
+    ArtifactName, Attempt, BuilderId, CrateName, Features, JobId, Kind, Outcome, Priority, Sha256Hex, Target,
     VersionId,
     bus::DownloadBatch,
+    job::Timings,
     manifest::{Entry, Manifest},
     subjects,
     token::{Claims, Purpose},
@@ -21,7 +22,7 @@ use cratemill_stack::{
 };
 use cratemill_store::{
     PgPool, artifacts, builders, crates, queue,
-    queue::{End, Held, NewJob},
+    queue::{End, Ended, Held, NewJob},
     sessions, targets,
     uploads::{self, Upload},
     versions::{self, Published},
@@ -274,14 +275,25 @@ pub(crate) async fn running_job(pool: &PgPool, krate: &str, version: &str, build
     };
     let job = queue::enqueue(&mut conn, &new).await.unwrap().id();
     sessions::open(&mut conn, builder, &format!("connection-{builder}"), "test", &[]).await.unwrap();
-    queue::assign(&mut conn, &[(job, builder)], 60).await.unwrap();
+    let candidates = queue::candidates(&mut conn, &[TARGET.into()], 100).await.unwrap();
+    let candidate = candidates.iter().find(|candidate| candidate.id == job).unwrap();
+    queue::assign(&mut conn, &[(candidate, builder)], 60).await.unwrap();
     assert!(queue::accept(&mut conn, job, Attempt(1), builder, 60).await.unwrap());
     queue::hold(&mut conn, job, Attempt(1)).await.unwrap().unwrap()
 }
 
-pub(crate) async fn finish(pool: &PgPool, held: &Held, end: &End<'_>) {
+pub(crate) async fn finish(pool: &PgPool, held: &Held, end: End<'_>) {
     let mut conn = pool.acquire().await.unwrap();
-    queue::finish(&mut conn, held, end).await.unwrap();
+    let timings = Timings::default();
+    let outcome = match end {
+        End::Succeeded => Outcome::Succeeded { timings },
+        End::Failed { class, message } => {
+            Outcome::Failed { class, message: message.to_owned(), stage: None, timings }
+        }
+        End::Cancelled => Outcome::Cancelled,
+    };
+    let ended = Ended { outcome: &outcome, last_seq: None };
+    queue::finish(&mut conn, held, end, ended).await.unwrap();
 }
 
 /// The name that a build of `krate` has for its tarball.
@@ -324,7 +336,8 @@ async fn publish(node: &Node, held: &Held, krate: &str, version: &str, key_id: i
     let signature = "-----BEGIN SSH SIGNATURE-----\n";
     let signed = artifacts::Signed { manifest: &manifest, signature, key_id };
     artifacts::publish(&mut conn, held, &[upload], signed).await.unwrap();
-    queue::finish(&mut conn, held, &End::Succeeded).await.unwrap();
+    drop(conn);
+    finish(&node.app.pool, held, End::Succeeded).await;
 }
 
 /// Days since 1970, as counts have them.

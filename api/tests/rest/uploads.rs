@@ -70,7 +70,7 @@ async fn a_file_is_stored_and_recorded(pool: PgPool) {
     let path = "/api/v1/jobs/1/artifacts/empty+1.txt";
     assert_eq!(node.send(put(path, &token, &empty, "0", Body::empty())).await.status, 201);
 
-    finish(&pool, &held, &End::Succeeded).await;
+    finish(&pool, &held, End::Succeeded).await;
     node.send(put(PATH, &token, &other, "5", Body::from("other"))).await.problem(409);
 }
 

@@ -51,7 +51,7 @@ pub async fn apply(pool: &PgPool, objects: &Objects, message: &OutcomeMessage) -
         _ => ending::clean(message.outcome.clone()),
     };
     // After every lock on a job: nobody who waits for a job holds a session.
-    sessions::give_back(&mut tx, held.id, held.attempt).await?;
+    sessions::give_back(&mut tx, &[ending::gone(&held)]).await?;
     let state = ending::end(&mut tx, &held, &outcome, Some(message.last_seq)).await?;
     tx.commit().await?;
     Ok(Applied::Ended { state, result: queue::result_name(&outcome) })

@@ -13,7 +13,7 @@ async fn a_builder_that_never_ends_a_job_loses_it(pool: PgPool) {
     let builder = Builder::connect(&mut conn, 1).await;
     let work = Work::start(&pool, &builder, Kind::Tarball, LINUX).await;
     let attempts = [(work.job, work.attempt)];
-    let accepted = "UPDATE attempts SET accepted_at = now() - make_interval(secs => $1::int)";
+    let accepted = "UPDATE leases SET accepted_at = now() - make_interval(secs => $1::int)";
     for (ago_s, ended, state) in [(2_300, 0, JobState::Running), (2_500, 1, JobState::Queued)] {
         sqlx::query(accepted).bind(ago_s).execute(&mut *conn).await.unwrap();
         let renewed = queue::renew(&mut conn, builder.id, &attempts, 60).await.unwrap();

@@ -1,6 +1,6 @@
 //! Outcomes: which successes are believed, what follows, and what a failure costs.
 
-use crate::support::{ARM, Builder, LINUX, Store, Work, key, metadata, no_objects};
+use crate::support::{ARM, Builder, LINUX, Store, Work, key, lease_now, metadata, no_objects};
 use cratemill_dispatcher::{
     cleanup,
     consume::Handled,
@@ -217,7 +217,7 @@ async fn failures_are_final_or_tried_again_five_times(pool: PgPool) {
     let new = crate::support::new_job(row.version_id, Kind::Tarball, LINUX);
     let id = queue::enqueue(&mut conn, &new).await.unwrap().id();
     for attempt in 1..=5 {
-        queue::assign(&mut conn, &[(id, builder.id)], 60).await.unwrap();
+        lease_now(&mut conn, id, &builder, 60).await;
         assert!(queue::accept(&mut conn, id, Attempt(attempt), builder.id, -1).await.unwrap());
         assert_eq!(rescue::expire_leases(&pool).await.unwrap(), 1);
         let row = job(&pool, id).await;
@@ -241,7 +241,7 @@ async fn attempts_that_nobody_took_are_no_tries(pool: PgPool) {
     let id = queue::enqueue(&mut conn, &new).await.unwrap().id();
     assert_eq!(slots(&pool).await, 0);
     for _ in 0..6 {
-        queue::assign(&mut conn, &[(id, builder.id)], -1).await.unwrap();
+        lease_now(&mut conn, id, &builder, -1).await;
         assert_eq!(rescue::expire_leases(&pool).await.unwrap(), 1);
     }
     // One that its builder rejects, and one that it took.
@@ -256,7 +256,7 @@ async fn attempts_that_nobody_took_are_no_tries(pool: PgPool) {
         at_ms: 0,
     };
     for (attempt, accepts) in [(7, false), (8, true)] {
-        queue::assign(&mut conn, &[(id, builder.id)], 60).await.unwrap();
+        lease_now(&mut conn, id, &builder, 60).await;
         if accepts {
             assert!(queue::accept(&mut conn, id, Attempt(attempt), builder.id, 60).await.unwrap());
         }

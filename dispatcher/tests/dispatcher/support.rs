@@ -113,6 +113,19 @@ pub(crate) struct Work {
     pub(crate) manifest: Manifest,
 }
 
+/// Leases this job to a builder, though it may wait for its next try.
+pub(crate) async fn lease_now(conn: &mut PgConnection, job: JobId, builder: &Builder, accept_s: i32) {
+    sqlx::query("UPDATE queue SET run_at = now() WHERE job_id = $1")
+        .bind(job.0)
+        .execute(&mut *conn)
+        .await
+        .unwrap();
+    queue::promote(conn, 100).await.unwrap();
+    let candidates = queue::candidates(conn, &[LINUX.into()], 100).await.unwrap();
+    let candidate = candidates.iter().find(|candidate| candidate.id == job).unwrap();
+    assert_eq!(queue::assign(conn, &[(candidate, builder.id)], accept_s).await.unwrap().len(), 1);
+}
+
 impl Work {
     pub(crate) async fn start(pool: &PgPool, builder: &Builder, kind: Kind, target: &str) -> Self {
         let mut conn = pool.acquire().await.unwrap();
@@ -124,7 +137,7 @@ impl Work {
     /// The next job.
     pub(crate) async fn take(conn: &mut PgConnection, builder: &Builder) -> Self {
         let next = queue::candidates(conn, &[LINUX.into()], 1).await.unwrap().remove(0);
-        queue::assign(conn, &[(next.id, builder.id)], 60).await.unwrap();
+        queue::assign(conn, &[(&next, builder.id)], 60).await.unwrap();
         let attempt = Attempt(next.attempt.0 + 1);
         assert!(queue::accept(conn, next.id, attempt, builder.id, 60).await.unwrap());
         let manifest = Manifest {

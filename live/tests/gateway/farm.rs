@@ -15,7 +15,10 @@ use cratemill_stack::{
     s3::{BUCKET, REGION, S3},
     secrets::Secrets,
 };
-use cratemill_store::objects::{ObjectStore, Objects};
+use cratemill_store::{
+    attempts,
+    objects::{ObjectStore, Objects},
+};
 use flate2::{Compression, write::GzEncoder};
 use sqlx::{ConnectOptions, PgPool};
 use std::{
@@ -149,16 +152,19 @@ impl Farm {
         let id: i64 = sqlx::query_scalar(
             "WITH c AS (INSERT INTO crates (name, canonical) VALUES ('a' || floor(random() * 1e9), 'a' || floor(random() * 1e9)) RETURNING id),
                   v AS (INSERT INTO versions (crate_id, version, sha256) SELECT id, '1.0.0', repeat('0', 64) FROM c RETURNING id)
-             INSERT INTO jobs (version_id, kind, target, priority, state, attempt, lease_until)
-             SELECT id, 'tarball', 't', 10, 'running', $1, now() FROM v RETURNING id",
+             INSERT INTO jobs (version_id, kind, target) SELECT id, 'tarball', 't' FROM v RETURNING id",
         )
-        .bind(attempts)
         .fetch_one(&self.pool)
         .await
         .unwrap();
         sqlx::query(
-            "WITH b AS (INSERT INTO builders (name) VALUES ('b' || $1) RETURNING id)
-             INSERT INTO attempts (job_id, attempt, builder_id) SELECT $1, n, id FROM b, generate_series(1, $2) n",
+            "WITH b AS (INSERT INTO builders (name) VALUES ('b' || $1) RETURNING id),
+                  past AS (INSERT INTO attempts (job_id, attempt, builder_id, ended_at, result)
+                           SELECT $1, n, id, now(), 'lost' FROM b, generate_series(1, $2 - 1) n)
+             INSERT INTO leases (job_id, attempt, builder_id, version_id, crate_id, krate, version, sha256, kind, target,
+                                 features, priority, run_at, tries, accepted_at, lease_until)
+             SELECT $1, $2, b.id, v.id, c.id, c.name, v.version, v.sha256, 'tarball', 't', 'default', 10, now(), 0, now(), now()
+             FROM b, jobs j JOIN versions v ON v.id = j.version_id JOIN crates c ON c.id = v.crate_id WHERE j.id = $1",
         )
         .bind(id)
         .bind(attempts)
@@ -170,8 +176,9 @@ impl Farm {
 
     /// Ends the job with its newest attempt.
     pub(crate) async fn finish(&self, job: JobId) {
-        let sql =
-            "UPDATE jobs SET state = 'succeeded', lease_until = NULL, finished_at = now() WHERE id = $1";
+        let sql = "WITH gone AS (DELETE FROM leases WHERE job_id = $1 RETURNING *)
+             INSERT INTO finished_jobs (job_id, state, priority, run_at, attempt, tries, builder_id, assigned_at, result)
+             SELECT job_id, 'succeeded', priority, run_at, attempt, tries, builder_id, assigned_at, 'succeeded' FROM gone";
         sqlx::query(sql).bind(job.0).execute(&self.pool).await.unwrap();
     }
 
@@ -181,9 +188,12 @@ impl Farm {
         let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
         encoder.write_all(text.as_bytes()).unwrap();
         self.objects.put(&key, encoder.finish().unwrap().into(), "application/gzip").await.unwrap();
-        let sql = "UPDATE attempts SET ended_at = now(), result = 'succeeded', log_object = $3, log_bytes = 0
-                   WHERE job_id = $1 AND attempt = $2";
-        sqlx::query(sql).bind(job.0).bind(attempt).bind(&key).execute(&self.pool).await.unwrap();
+        let mut conn = self.pool.acquire().await.unwrap();
+        if !attempts::archived(&mut conn, job, Attempt(attempt), &key, 0).await.unwrap() {
+            // Only what ended is archived.
+            self.finish(job).await;
+            assert!(attempts::archived(&mut conn, job, Attempt(attempt), &key, 0).await.unwrap());
+        }
         let stream = self.bus.jetstream.get_stream(subjects::LOGS_STREAM).await.unwrap();
         stream.purge().filter(subjects::log(job, Attempt(attempt))).await.unwrap();
     }

@@ -104,7 +104,7 @@ async fn logs_are_the_same_everywhere(scene: &Scene) {
         let url = scene.cluster.postgres.url();
         let pool = sqlx::PgPool::connect(&url).await.unwrap();
         let object: Option<String> = sqlx::query_scalar(
-            "SELECT log_object FROM attempts WHERE job_id = $1 ORDER BY attempt DESC LIMIT 1",
+            "SELECT log_object FROM all_attempts WHERE job_id = $1 ORDER BY attempt DESC LIMIT 1",
         )
         .bind(job.as_i64())
         .fetch_one(&pool)

@@ -1,16 +1,17 @@
 //! How an attempt ends, and what becomes of its job.
 
-use super::announce;
+use super::changes::{Subject, announce, subject, with_builder, with_failure};
 use crate::database::{Channel, notify};
 use cratemill_protocol::{
-    Attempt, BuilderId, FailureClass, Features, JobId, JobState, Kind, Priority, Target, VersionId,
+    Attempt, BuilderId, FailureClass, Features, JobId, JobState, Kind, Outcome, Priority, Target, VersionId,
 };
 use sqlx::PgConnection;
+use std::collections::HashSet;
 
 /// A job whose row the transaction holds, so that its attempt cannot change under the caller.
 #[derive(Debug, Clone, sqlx::FromRow)]
 pub struct Held {
-    #[sqlx(try_from = "i64")]
+    #[sqlx(try_from = "i64", rename = "job_id")]
     pub id: JobId,
     #[sqlx(try_from = "i32")]
     pub attempt: Attempt,
@@ -35,9 +36,9 @@ pub struct Held {
 macro_rules! select_held {
     ($rest:literal) => {
         concat!(
-            "SELECT j.id, j.attempt, j.builder_id, j.version_id, j.kind, j.target, j.features, j.priority, j.tries,
-                    j.state = 'running' AS accepted, j.cancel_requested_at IS NOT NULL AS cancel_requested
-             FROM jobs j ",
+            "SELECT job_id, attempt, builder_id, version_id, kind, target, features, priority, tries,
+                    accepted_at IS NOT NULL AS accepted, cancel_requested_at IS NOT NULL AS cancel_requested
+             FROM leases ",
             $rest
         )
     };
@@ -45,20 +46,17 @@ macro_rules! select_held {
 
 /// Locks the job if this attempt still has it.
 pub async fn hold(conn: &mut PgConnection, job: JobId, attempt: Attempt) -> sqlx::Result<Option<Held>> {
-    sqlx::query_as(select_held!(
-        "WHERE j.state IN ('assigned', 'running') AND j.id = $1 AND j.attempt = $2 FOR UPDATE"
-    ))
-    .bind(job.0)
-    .bind(attempt.0)
-    .fetch_optional(conn)
-    .await
+    sqlx::query_as(select_held!("WHERE job_id = $1 AND attempt = $2 FOR UPDATE"))
+        .bind(job.0)
+        .bind(attempt.0)
+        .fetch_optional(conn)
+        .await
 }
 
-/// Attempts whose lease ran out: their builder is gone.
+/// Attempts whose lease ran out: their builder is gone. Reads all leases, which are as many as builders have slots.
 pub async fn expired(conn: &mut PgConnection, limit: i64) -> sqlx::Result<Vec<Held>> {
     sqlx::query_as(select_held!(
-        "WHERE j.state IN ('assigned', 'running') AND j.lease_until < now()
-         ORDER BY j.lease_until LIMIT $1 FOR UPDATE SKIP LOCKED"
+        "WHERE lease_until < now() ORDER BY lease_until LIMIT $1 FOR UPDATE SKIP LOCKED"
     ))
     .bind(limit)
     .fetch_all(conn)
@@ -68,9 +66,8 @@ pub async fn expired(conn: &mut PgConnection, limit: i64) -> sqlx::Result<Vec<He
 /// Attempts that were accepted more than `after_s` ago, whatever their builder says of them.
 pub async fn overdue(conn: &mut PgConnection, after_s: i64, limit: i64) -> sqlx::Result<Vec<Held>> {
     sqlx::query_as(select_held!(
-        "JOIN attempts a ON a.job_id = j.id AND a.attempt = j.attempt
-         WHERE j.state IN ('assigned', 'running') AND a.accepted_at < now() - make_interval(secs => $1::bigint)
-         ORDER BY a.accepted_at LIMIT $2 FOR UPDATE OF j SKIP LOCKED"
+        "WHERE accepted_at < now() - make_interval(secs => $1::bigint)
+         ORDER BY accepted_at LIMIT $2 FOR UPDATE SKIP LOCKED"
     ))
     .bind(after_s)
     .bind(limit)
@@ -78,7 +75,46 @@ pub async fn overdue(conn: &mut PgConnection, after_s: i64, limit: i64) -> sqlx:
     .await
 }
 
-/// How a held job ends for good.
+/// How an attempt itself ended, whatever that means for its job.
+#[derive(Debug, Clone, Copy)]
+pub struct Ended<'a> {
+    pub outcome: &'a Outcome,
+    /// The number of the builder's last event, where it said so.
+    pub last_seq: Option<u64>,
+}
+
+impl Ended<'_> {
+    fn message(&self) -> Option<&str> {
+        match self.outcome {
+            Outcome::Failed { message, .. } => Some(message),
+            Outcome::Succeeded { .. } | Outcome::Cancelled => None,
+        }
+    }
+
+    fn timings(&self) -> Option<serde_json::Value> {
+        match self.outcome {
+            Outcome::Succeeded { timings } | Outcome::Failed { timings, .. } => {
+                serde_json::to_value(timings).ok()
+            }
+            Outcome::Cancelled => None,
+        }
+    }
+
+    fn last_seq(&self) -> Option<i64> {
+        self.last_seq.and_then(|seq| i64::try_from(seq).ok())
+    }
+}
+
+/// The name under which an attempt's end is remembered.
+pub fn result_name(outcome: &Outcome) -> &'static str {
+    match outcome {
+        Outcome::Succeeded { .. } => "succeeded",
+        Outcome::Failed { class, .. } => class.as_str(),
+        Outcome::Cancelled => "cancelled",
+    }
+}
+
+/// How a job ends for good.
 #[derive(Debug, Clone)]
 pub enum End<'a> {
     Succeeded,
@@ -94,100 +130,136 @@ impl End<'_> {
             Self::Cancelled => JobState::Cancelled,
         }
     }
+
+    fn class(&self) -> Option<FailureClass> {
+        match self {
+            Self::Failed { class, .. } => Some(*class),
+            Self::Succeeded | Self::Cancelled => None,
+        }
+    }
 }
 
-pub async fn finish(conn: &mut PgConnection, held: &Held, end: &End<'_>) -> sqlx::Result<()> {
-    let failure = match end {
-        End::Failed { class, message } => Some((class.as_str(), *message)),
-        End::Succeeded | End::Cancelled => None,
-    };
-    sqlx::query(
-        "UPDATE jobs SET state = $2, finished_at = now(), lease_until = NULL, failure_class = $3, failure_message = $4
-         WHERE id = $1",
-    )
-    .bind(held.id.0)
-    .bind(end.state().as_str())
-    .bind(failure.map(|(class, _)| class))
-    .bind(failure.map(|(_, message)| message))
-    .execute(&mut *conn)
+/// An attempt that ends, and its job with it.
+#[derive(Debug, Clone)]
+pub struct Ending<'a> {
+    pub job: JobId,
+    pub attempt: Attempt,
+    pub builder: BuilderId,
+    pub end: End<'a>,
+    pub ended: Ended<'a>,
+}
+
+impl Ending<'_> {
+    fn message(&self) -> Option<&str> {
+        match self.end {
+            End::Failed { message, .. } => Some(message),
+            End::Succeeded | End::Cancelled => self.ended.message(),
+        }
+    }
+}
+
+pub async fn finish(
+    conn: &mut PgConnection,
+    held: &Held,
+    end: End<'_>,
+    ended: Ended<'_>,
+) -> sqlx::Result<()> {
+    let ending = Ending { job: held.id, attempt: held.attempt, builder: held.builder, end, ended };
+    end_all(conn, &[ending], true).await.map(drop)
+}
+
+/// Ends attempts that their builders still have, and returns which those were. Unless `even_if_cancelled`, a job that
+/// somebody wants cancelled is left for whoever decides what becomes of it.
+pub async fn end_all(
+    conn: &mut PgConnection,
+    endings: &[Ending<'_>],
+    even_if_cancelled: bool,
+) -> sqlx::Result<HashSet<(JobId, Attempt)>> {
+    let subjects: Vec<Subject> = sqlx::query_as(concat!(
+        "WITH endings AS (
+             SELECT * FROM unnest($1::bigint[], $2::int[], $3::bigint[], $4::text[], $5::text[], $6::text[], $7::text[],
+                                  $8::jsonb[], $9::bigint[])
+                  AS e (job, number, builder, state, failure_class, message, result, timings, last_seq)
+         ), gone AS (
+             DELETE FROM leases l USING endings e
+             WHERE l.job_id = e.job AND l.attempt = e.number AND l.builder_id = e.builder
+               AND ($10 OR l.cancel_requested_at IS NULL)
+             RETURNING l.*, e.state, e.failure_class, e.message, e.result, e.timings, e.last_seq
+         ), ended AS (
+             INSERT INTO finished_jobs (job_id, state, priority, run_at, attempt, tries, builder_id, assigned_at, accepted_at,
+                                        started_at, result, failure_class, message, stage, timings, last_seq)
+             SELECT job_id, state, priority, run_at, attempt, tries, builder_id, assigned_at, accepted_at,
+                    started_at, result, failure_class, message, stage, timings, last_seq
+             FROM gone
+         )
+         SELECT ",
+        subject!("gone"),
+        " FROM gone"
+    ))
+    .bind(endings.iter().map(|of| of.job.0).collect::<Vec<_>>())
+    .bind(endings.iter().map(|of| of.attempt.0).collect::<Vec<_>>())
+    .bind(endings.iter().map(|of| of.builder.0).collect::<Vec<_>>())
+    .bind(endings.iter().map(|of| of.end.state().as_str()).collect::<Vec<_>>())
+    .bind(endings.iter().map(|of| of.end.class().map(FailureClass::as_str)).collect::<Vec<_>>())
+    .bind(endings.iter().map(Ending::message).collect::<Vec<_>>())
+    .bind(endings.iter().map(|of| result_name(of.ended.outcome)).collect::<Vec<_>>())
+    .bind(endings.iter().map(|of| of.ended.timings()).collect::<Vec<_>>())
+    .bind(endings.iter().map(|of| of.ended.last_seq()).collect::<Vec<_>>())
+    .bind(even_if_cancelled)
+    .fetch_all(&mut *conn)
     .await?;
-    announce(conn, held.id).await
+    let mut gone: std::collections::HashMap<_, _> =
+        subjects.into_iter().map(|subject| ((subject.job, subject.attempt), subject)).collect();
+    let ended = gone.keys().copied().collect();
+    let changes = endings.iter().filter_map(|of| {
+        let subject = gone.remove(&(of.job, of.attempt))?;
+        let changed = with_builder(subject.becomes(of.end.state()), of.builder, None);
+        let class = of.end.class();
+        Some(with_failure(changed, class, class.and(of.message()).map(str::to_owned)))
+    });
+    announce(conn, changes.collect()).await?;
+    Ok(ended)
 }
 
 /// Puts a held job back into the queue, for `delay_s` from now. Only what a builder took counts as a try.
 pub async fn retry_later(
     conn: &mut PgConnection,
     held: &Held,
-    class: FailureClass,
-    message: &str,
+    (class, message): (FailureClass, &str),
     delay_s: f64,
+    ended: Ended<'_>,
 ) -> sqlx::Result<()> {
-    sqlx::query(
-        "UPDATE jobs SET state = 'queued', tries = tries + $5, run_at = now() + make_interval(secs => $2),
-                         lease_until = NULL, builder_id = NULL, stage = NULL, failure_class = $3, failure_message = $4
-         WHERE id = $1",
-    )
+    let subject: Subject = sqlx::query_as(concat!(
+        "WITH gone AS (DELETE FROM leases WHERE job_id = $1 AND attempt = $2 RETURNING *),
+         kept AS (
+             INSERT INTO attempts (job_id, attempt, builder_id, assigned_at, accepted_at, ended_at, result, message, stage,
+                                   timings, last_seq)
+             SELECT job_id, attempt, builder_id, assigned_at, accepted_at, now(), $6, $7, stage, $8, $9 FROM gone
+         ), queued AS (
+             INSERT INTO queue (job_id, version_id, crate_id, krate, version, sha256, kind, target, features, priority, run_at,
+                                turn, attempt, tries, started_at, failure_class, failure_message)
+             SELECT job_id, version_id, crate_id, krate, version, sha256, kind, target, features, priority,
+                    now() + make_interval(secs => $3),
+                    CASE WHEN $3 <= 0 THEN next_turn(crate_id, target, priority) END,
+                    attempt, tries + (accepted_at IS NOT NULL)::integer, started_at, $4, $5
+             FROM gone
+         )
+         SELECT ",
+        subject!("gone"),
+        " FROM gone"
+    ))
     .bind(held.id.0)
+    .bind(held.attempt.0)
     .bind(delay_s)
     .bind(class.as_str())
     .bind(message)
-    .bind(i32::from(held.accepted))
-    .execute(&mut *conn)
+    .bind(result_name(ended.outcome))
+    .bind(ended.message())
+    .bind(ended.timings())
+    .bind(ended.last_seq())
+    .fetch_one(&mut *conn)
     .await?;
-    announce(conn, held.id).await?;
+    let changed = with_failure(subject.becomes(JobState::Queued), Some(class), Some(message.to_owned()));
+    announce(conn, vec![changed]).await?;
     notify(conn, Channel::Jobs).await
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Cancelled {
-    /// It was waiting: it is cancelled now.
-    Done,
-    /// It is being built: its builder is to be told.
-    Asked { builder: BuilderId, attempt: Attempt },
-    /// It had ended before.
-    Final(JobState),
-}
-
-pub async fn cancel(conn: &mut PgConnection, job: JobId) -> sqlx::Result<Option<Cancelled>> {
-    let row: Option<(String, Option<i64>, i32)> =
-        sqlx::query_as("SELECT state, builder_id, attempt FROM jobs WHERE id = $1 FOR UPDATE")
-            .bind(job.0)
-            .fetch_optional(&mut *conn)
-            .await?;
-    let Some((state, builder, attempt)) = row else { return Ok(None) };
-    let state: JobState = state.parse().map_err(|error| sqlx::Error::Decode(Box::new(error)))?;
-    match (state, builder) {
-        (JobState::Queued, _) => {
-            sqlx::query("UPDATE jobs SET state = 'cancelled', finished_at = now() WHERE id = $1")
-                .bind(job.0)
-                .execute(&mut *conn)
-                .await?;
-            announce(conn, job).await?;
-            Ok(Some(Cancelled::Done))
-        }
-        (JobState::Assigned | JobState::Running, Some(builder)) => {
-            sqlx::query(
-                "UPDATE jobs SET cancel_requested_at = coalesce(cancel_requested_at, now()) WHERE id = $1",
-            )
-            .bind(job.0)
-            .execute(conn)
-            .await?;
-            Ok(Some(Cancelled::Asked { builder: BuilderId(builder), attempt: Attempt(attempt) }))
-        }
-        (state, _) => Ok(Some(Cancelled::Final(state))),
-    }
-}
-
-/// Withdraws what is queued for a version that was yanked or blocked.
-pub async fn withdraw(conn: &mut PgConnection, version: VersionId) -> sqlx::Result<Vec<JobId>> {
-    let ids: Vec<i64> = sqlx::query_scalar(
-        "UPDATE jobs SET state = 'cancelled', finished_at = now() WHERE version_id = $1 AND state = 'queued' RETURNING id",
-    )
-    .bind(version.0)
-    .fetch_all(&mut *conn)
-    .await?;
-    for id in &ids {
-        announce(conn, JobId(*id)).await?;
-    }
-    Ok(ids.into_iter().map(JobId).collect())
 }

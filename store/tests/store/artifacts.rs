@@ -1,12 +1,11 @@
 //! Artifacts and the uploads they come from.
 
-use crate::support::{LINUX, Running, job, lease, record, running, target};
-use cratemill_protocol::{FailureClass, Features, Kind, Outcome, job::Timings};
+use crate::support::{LINUX, Running, job, lease, lose, record, running, succeed, target};
+use cratemill_protocol::{Features, Kind};
 use cratemill_store::{
     PgConnection, PgPool,
     artifacts::{self, Signed},
-    attempts, builders, queue,
-    queue::End,
+    builders, queue,
     uploads::{self, Upload},
 };
 use time::{Duration, OffsetDateTime};
@@ -16,9 +15,7 @@ async fn publish(conn: &mut PgConnection, running: &Running, files: &[Upload]) {
     let keys = builders::keys(conn, running.builder).await.unwrap();
     let signed = Signed { manifest: "{}", signature: "sig", key_id: keys[0].0 };
     artifacts::publish(conn, &held, files, signed).await.unwrap();
-    let outcome = Outcome::Succeeded { timings: Timings::default() };
-    attempts::end(conn, running.job, running.attempt, &outcome, None).await.unwrap();
-    queue::finish(conn, &held, &End::Succeeded).await.unwrap();
+    succeed(conn, &held).await;
 }
 
 #[sqlx::test(migrations = "../migrations")]
@@ -76,13 +73,8 @@ async fn what_became_no_artifact_is_an_orphan(pool: PgPool) {
         "the other still runs"
     );
 
-    let lost = Outcome::Failed {
-        class: FailureClass::Lost,
-        message: String::new(),
-        stage: None,
-        timings: Timings::default(),
-    };
-    attempts::end(&mut tx, bad.job, bad.attempt, &lost, None).await.unwrap();
+    let held = bad.held(&mut tx).await;
+    lose(&mut tx, &held, 0.0).await;
     assert!(
         uploads::orphans(&mut tx, OffsetDateTime::now_utc() - Duration::hours(1), 10)
             .await

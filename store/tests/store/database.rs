@@ -79,12 +79,12 @@ async fn the_outbox_keeps_the_order(pool: PgPool) {
     outbox::queue_changed(&mut tx, 1, 2).await.unwrap();
     let entries = outbox::oldest(&mut tx, 2).await.unwrap();
     assert_eq!(
-        entries.iter().map(|entry| entry.subject.as_str()).collect::<Vec<_>>(),
-        ["event.version.a.7", "event.builder.3"]
+        entries.iter().map(|entry| entry.subjects.clone()).collect::<Vec<_>>(),
+        [["event.version.a.7"], ["event.builder.3"]]
     );
     outbox::delete(&mut tx, &[entries[0].id, entries[1].id]).await.unwrap();
     let left = outbox::oldest(&mut tx, 10).await.unwrap();
-    assert_eq!((left.len(), left[0].subject.as_str()), (1, "event.queue"));
+    assert_eq!((left.len(), left[0].subjects[0].as_str()), (1, "event.queue"));
 }
 
 #[sqlx::test(migrations = "../migrations")]

@@ -45,7 +45,7 @@ async fn two_who_queue_the_same_at_once_get_one_job(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = "../migrations")]
-async fn the_order_is_priority_then_time(pool: PgPool) {
+async fn the_order_is_priority_then_turn(pool: PgPool) {
     let mut tx = pool.begin().await.unwrap();
     let mut ids = Vec::new();
     let now = OffsetDateTime::now_utc();
@@ -61,15 +61,15 @@ async fn the_order_is_priority_then_time(pool: PgPool) {
     }
     let candidates = queue::candidates(&mut tx, &[LINUX.into()], 10).await.unwrap();
     let order: Vec<JobId> = candidates.iter().map(|candidate| candidate.id).collect();
-    assert_eq!(order, [ids[2], ids[1], ids[0]]);
+    assert_eq!(order, [ids[2], ids[0], ids[1]], "whoever came first, whatever it asked for");
     let candidate = &candidates[0];
     assert_eq!(
         (&*candidate.krate, candidate.version.as_str(), candidate.attempt),
         ("urgent", "1.0.0", Attempt(0))
     );
     assert_eq!(queue::candidates(&mut tx, &[ARM.into()], 10).await.unwrap().len(), 0);
-    assert_eq!(jobs::queue_position(&mut tx, ids[0]).await.unwrap(), Some(4));
-    assert_eq!(jobs::queue_position(&mut tx, ids[3]).await.unwrap(), Some(2));
+    assert_eq!(jobs::queue_position(&mut tx, ids[0]).await.unwrap(), Some(2));
+    assert_eq!(jobs::queue_position(&mut tx, ids[3]).await.unwrap(), Some(4), "it is not due");
     let due = queue::next_due(&mut tx).await.unwrap().expect("one is due later");
     assert!(due > now + Duration::minutes(50));
 }
@@ -99,7 +99,55 @@ async fn crates_take_turns(pool: PgPool) {
     assert_eq!(order, [6, 0, 3, 1, 4, 2, 5].map(|n: usize| ids[n]));
 }
 
-/// Two transactions that lease at the same time never see the same job.
+/// However long one crate's queue is, a job of another is served next.
+#[sqlx::test(migrations = "../migrations")]
+async fn a_long_queue_of_one_crate_delays_another_by_one_turn(pool: PgPool) {
+    const JOBS: usize = 5_000;
+    let mut tx = pool.begin().await.unwrap();
+    let big = version(&mut tx, "big").await;
+    let on_demand = NewJob { priority: Priority::OnDemand, ..job(big) };
+    let many: Vec<_> = (0..JOBS)
+        .map(|n| NewJob { features: format!("default,f{n}").parse().unwrap(), ..on_demand.clone() })
+        .collect();
+    assert_eq!(queue::enqueue_all(&mut tx, &many).await.unwrap().len(), JOBS);
+    let builder = builder(&mut tx, "b", LINUX).await;
+    // Some of them are served before the other comes.
+    for _ in 0..3 {
+        let next = queue::candidates(&mut tx, &[LINUX.into()], 300).await.unwrap();
+        let pairs: Vec<_> = next.iter().map(|job| (job, builder)).collect();
+        assert_eq!(queue::assign(&mut tx, &pairs, 60).await.unwrap().len(), 300);
+    }
+    let other = version(&mut tx, "other").await;
+    let single = NewJob { priority: Priority::OnDemand, ..job(other) };
+    let single = queue::enqueue(&mut tx, &single).await.unwrap().id();
+    assert_eq!(jobs::queue_position(&mut tx, single).await.unwrap(), Some(2));
+    let next = queue::candidates(&mut tx, &[LINUX.into()], 2).await.unwrap();
+    assert!(next.iter().any(|job| job.id == single));
+    // A second one of it comes after one of the big crate.
+    let second = NewJob { kind: Kind::Debian, version: other, ..on_demand };
+    let second = queue::enqueue(&mut tx, &second).await.unwrap().id();
+    assert_eq!(jobs::queue_position(&mut tx, second).await.unwrap(), Some(4));
+}
+
+/// Jobs for one target do not keep those for another, or for none, waiting: lines are served in turn.
+#[sqlx::test(migrations = "../migrations")]
+async fn lines_are_served_in_turn(pool: PgPool) {
+    let mut tx = pool.begin().await.unwrap();
+    let big = version(&mut tx, "big").await;
+    let many: Vec<_> =
+        (0..50).map(|n| NewJob { features: format!("default,f{n}").parse().unwrap(), ..job(big) }).collect();
+    queue::enqueue_all(&mut tx, &many).await.unwrap();
+    let small = version(&mut tx, "small").await;
+    for target in [target(ARM), target("any")] {
+        queue::enqueue(&mut tx, &NewJob { target, ..job(small) }).await.unwrap();
+    }
+    let next = queue::candidates(&mut tx, &[LINUX.into(), ARM.into()], 3).await.unwrap();
+    let mut targets: Vec<_> = next.iter().map(|job| job.target.to_string()).collect();
+    targets.sort();
+    assert_eq!(targets, [ARM, "any", LINUX]);
+}
+
+/// Two that look at the same time see the same job; the first to lease it has it.
 #[sqlx::test(migrations = "../migrations")]
 async fn a_job_is_leased_to_one_at_a_time(pool: PgPool) {
     let mut conn = pool.acquire().await.unwrap();
@@ -108,16 +156,29 @@ async fn a_job_is_leased_to_one_at_a_time(pool: PgPool) {
         queue::enqueue(&mut conn, &job(version)).await.unwrap();
     }
     let builder = builder(&mut conn, "b", LINUX).await;
-    let (mut one, mut two) = (pool.begin().await.unwrap(), pool.begin().await.unwrap());
-    let first = queue::candidates(&mut one, &[LINUX.into()], 2).await.unwrap();
-    let second = queue::candidates(&mut two, &[LINUX.into()], 2).await.unwrap();
-    assert_eq!((first.len(), second.len()), (2, 1));
-    assert!(first.iter().all(|job| job.id != second[0].id));
-    queue::assign(&mut one, &[(first[0].id, builder)], 60).await.unwrap();
-    one.commit().await.unwrap();
-    // The row that was only looked at is free again, the leased one is not.
-    let third = queue::candidates(&mut two, &[LINUX.into()], 3).await.unwrap();
-    assert!(third.iter().all(|job| job.id != first[0].id) && third.len() == 2);
+    let first = queue::candidates(&mut conn, &[LINUX.into()], 2).await.unwrap();
+    let second = queue::candidates(&mut conn, &[LINUX.into()], 3).await.unwrap();
+    let pairs = |jobs: &'static [queue::Candidate]| jobs.iter().map(|job| (job, builder)).collect::<Vec<_>>();
+    let (first, second) = (&*first.leak(), &*second.leak());
+    assert_eq!(queue::assign(&mut conn, &pairs(first), 60).await.unwrap().len(), 2);
+    let leased = queue::assign(&mut conn, &pairs(second), 60).await.unwrap();
+    assert_eq!(leased, HashSet::from([second[2].id]), "the others are somebody's");
+    // A candidate that was cancelled meanwhile, or came back with another attempt, is not what was looked at.
+    assert!(queue::assign(&mut conn, &pairs(first), 60).await.unwrap().is_empty());
+}
+
+/// What is queued while a builder has it, or comes back while it is queued, is one job all the same.
+#[sqlx::test(migrations = "../migrations")]
+async fn what_a_builder_has_is_not_queued_again(pool: PgPool) {
+    let mut tx = pool.begin().await.unwrap();
+    let running = crate::support::running(&mut tx, "a").await;
+    let again = job(running.version);
+    assert_eq!(queue::enqueue(&mut tx, &again).await.unwrap(), Enqueued::Active(running.job));
+    let other = NewJob { kind: Kind::Debian, ..again.clone() };
+    assert_eq!(queue::enqueue_all(&mut tx, &[again, other.clone(), other]).await.unwrap().len(), 1);
+    assert_eq!(queue::lengths(&mut tx).await.unwrap(), (1, 1));
+    let listed = jobs::page(&mut tx, &jobs::Filter::default(), None, 10).await.unwrap();
+    assert_eq!(listed.len(), 2, "no job that nobody asked for");
 }
 
 #[sqlx::test(migrations = "../migrations")]
@@ -137,13 +198,13 @@ async fn a_crowd_of_dispatchers_leases_each_job_once(pool: PgPool) {
                 loop {
                     let mut tx = pool.begin().await.unwrap();
                     let jobs = queue::candidates(&mut tx, &[LINUX.into()], 3).await.unwrap();
-                    let pairs: Vec<_> = jobs.iter().map(|job| (job.id, builder)).collect();
+                    let pairs: Vec<_> = jobs.iter().map(|job| (job, builder)).collect();
                     if pairs.is_empty() {
                         return leased;
                     }
-                    queue::assign(&mut tx, &pairs, 60).await.unwrap();
+                    let got = queue::assign(&mut tx, &pairs, 60).await.unwrap();
                     tx.commit().await.unwrap();
-                    leased.extend(jobs.into_iter().map(|job| job.id));
+                    leased.extend(got);
                 }
             })
         })
@@ -202,15 +263,17 @@ async fn changes_are_announced(pool: PgPool) {
     let mut tx = pool.begin().await.unwrap();
     let running = crate::support::running(&mut tx, "a").await;
     let held = running.held(&mut tx).await;
-    queue::finish(&mut tx, &held, &queue::End::Succeeded).await.unwrap();
+    crate::support::succeed(&mut tx, &held).await;
     let entries = cratemill_store::outbox::oldest(&mut tx, 10).await.unwrap();
     let states: Vec<JobState> = entries
         .iter()
-        .filter_map(|entry| match decode::<EventMessage>(&entry.payload).unwrap().event {
+        .flat_map(|entry| &entry.payloads)
+        .filter_map(|payload| match decode::<EventMessage>(payload).unwrap().event {
             DomainEvent::Job(JobChanged { state, .. }) => Some(state),
             _ => None,
         })
         .collect();
     assert_eq!(states, [JobState::Queued, JobState::Assigned, JobState::Running, JobState::Succeeded]);
-    assert!(entries.iter().all(|entry| entry.subject == format!("event.job.a.{}", running.job)));
+    let subject = format!("event.job.a.{}", running.job);
+    assert!(entries.iter().flat_map(|entry| &entry.subjects).all(|of| *of == subject));
 }

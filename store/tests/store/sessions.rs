@@ -5,7 +5,7 @@ use cratemill_protocol::{Attempt, BuilderId, JobId, Target, builder::JobRef, bus
 use cratemill_store::{
     PgConnection, PgPool, builders,
     queue::{self, NewJob},
-    sessions,
+    sessions::{self, Gone},
 };
 use time::{Duration, OffsetDateTime};
 
@@ -25,6 +25,10 @@ fn request(builder: BuilderId, connection: &str, slots: u16, serial: u64) -> Bui
 
 async fn free_slots(conn: &mut PgConnection) -> Vec<i32> {
     sessions::waiting(conn, 10).await.unwrap().into_iter().map(|waiting| waiting.slots).collect()
+}
+
+fn gone(builder: BuilderId, job: JobId, attempt: Attempt, accepted: bool) -> Gone {
+    Gone { builder, job, attempt, accepted }
 }
 
 /// Something to build for a target.
@@ -77,7 +81,7 @@ async fn a_request_that_crosses_a_job_does_not_offer_its_slot_again(pool: PgPool
     // One that wants no more is owed nothing for a job that it did not take.
     sessions::request(&mut conn, &request(id, "c-b", 0, 3)).await.unwrap();
     let mut rejected = pool.begin().await.unwrap();
-    assert!(sessions::give_back(&mut rejected, crossing, attempt).await.unwrap());
+    assert_eq!(sessions::give_back(&mut rejected, &[gone(id, crossing, attempt, false)]).await.unwrap(), 1);
     assert_eq!(free_slots(&mut rejected).await, [0; 0]);
     rejected.rollback().await.unwrap();
     let of = JobRef { job: crossing, attempt };
@@ -97,13 +101,13 @@ async fn a_job_in_flight_is_forgotten_once_it_arrived_or_is_lost(pool: PgPool) {
     sessions::request(&mut conn, &request(id, "c-b", 1, 2)).await.unwrap();
     assert_eq!(free_slots(&mut conn).await, [0; 0]);
     let mut lost = pool.begin().await.unwrap();
-    assert!(sessions::give_back(&mut lost, crossing, attempt).await.unwrap());
+    assert_eq!(sessions::give_back(&mut lost, &[gone(id, crossing, attempt, false)]).await.unwrap(), 1);
     assert_eq!(free_slots(&mut lost).await, [1]);
     lost.rollback().await.unwrap();
     // The next request does not name it, though it was accepted: when it ends, its slot is the next request's to offer.
     assert!(queue::accept(&mut conn, crossing, attempt, id, 60).await.unwrap());
     sessions::request(&mut conn, &request(id, "c-b", 0, 3)).await.unwrap();
-    assert!(!sessions::give_back(&mut conn, crossing, attempt).await.unwrap());
+    assert_eq!(sessions::give_back(&mut conn, &[gone(id, crossing, attempt, true)]).await.unwrap(), 0);
     assert_eq!(free_slots(&mut conn).await, [0; 0]);
     sessions::request(&mut conn, &request(id, "c-b", 1, 4)).await.unwrap();
     assert_eq!(free_slots(&mut conn).await, [1]);
@@ -194,11 +198,15 @@ async fn sessions_of_dead_nodes_end(pool: PgPool) {
 #[sqlx::test(migrations = "../migrations")]
 async fn the_slot_of_a_lost_assignment_is_given_back(pool: PgPool) {
     let mut conn = pool.acquire().await.unwrap();
-    let (_, lost, attempt) = a_job_in_flight(&mut conn).await;
+    let (id, lost, attempt) = a_job_in_flight(&mut conn).await;
     queued(&mut conn, LINUX).await;
     assert_eq!(free_slots(&mut conn).await, [0; 0]);
-    assert!(sessions::give_back(&mut conn, lost, attempt).await.unwrap());
-    assert!(!sessions::give_back(&mut conn, lost, attempt).await.unwrap(), "once is enough");
+    assert_eq!(sessions::give_back(&mut conn, &[gone(id, lost, attempt, false)]).await.unwrap(), 1);
+    assert_eq!(
+        sessions::give_back(&mut conn, &[gone(id, lost, attempt, false)]).await.unwrap(),
+        0,
+        "once is enough"
+    );
     assert_eq!(free_slots(&mut conn).await, [1]);
 }
 

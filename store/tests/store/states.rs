@@ -1,10 +1,10 @@
 //! The state machine of a job, and the fence: an attempt that lost the job can change nothing.
 
-use crate::support::{ARM, LINUX, connected, job, lease, record, running, upload, version};
+use crate::support::{ARM, LINUX, connected, job, lease, lose, record, running, succeed, upload, version};
 use cratemill_protocol::{Attempt, BuilderId, FailureClass, JobId, JobState, Outcome, Stage, job::Timings};
 use cratemill_store::{
     PgConnection, PgPool, attempts, jobs,
-    queue::{self, Cancelled, End},
+    queue::{self, Cancelled, End, Ended},
     uploads,
 };
 
@@ -36,9 +36,7 @@ async fn a_job_goes_all_the_way(pool: PgPool) {
         (held.builder, held.version, held.tries, held.cancel_requested),
         (builder, running.version, 0, false)
     );
-    let outcome = Outcome::Succeeded { timings: Timings { build_ms: 7, ..Timings::default() } };
-    attempts::end(&mut tx, job, attempt, &outcome, Some(9)).await.unwrap();
-    queue::finish(&mut tx, &held, &End::Succeeded).await.unwrap();
+    succeed(&mut tx, &held).await;
 
     let done = jobs::find(&mut tx, job).await.unwrap().unwrap();
     assert_eq!((done.state, done.builder_name.as_deref()), (JobState::Succeeded, Some("a")));
@@ -48,8 +46,11 @@ async fn a_job_goes_all_the_way(pool: PgPool) {
     assert_eq!(tries[0].timings.as_ref().unwrap()["build_ms"], 7);
     assert_eq!((tries[0].stage.as_deref(), tries[0].accepted_at.is_some()), (Some("upload"), true));
     // The first word stands.
-    attempts::end(&mut tx, job, attempt, &failed(FailureClass::Lost), None).await.unwrap();
+    let late = failed(FailureClass::Build);
+    let end = End::Failed { class: FailureClass::Build, message: "why" };
+    queue::finish(&mut tx, &held, end, Ended { outcome: &late, last_seq: None }).await.unwrap();
     assert_eq!(attempts::of_job(&mut tx, job).await.unwrap()[0].result.as_deref(), Some("succeeded"));
+    assert_eq!(state(&mut tx, job).await, JobState::Succeeded);
     fenced(&mut tx, job, attempt, builder).await;
 }
 
@@ -68,7 +69,7 @@ async fn an_attempt_that_lost_the_job_changes_nothing(pool: PgPool) {
     let mut tx = pool.begin().await.unwrap();
     let old = running(&mut tx, "a").await;
     let held = old.held(&mut tx).await;
-    queue::retry_later(&mut tx, &held, FailureClass::Lost, "gone", 0.0).await.unwrap();
+    lose(&mut tx, &held, 0.0).await;
     fenced(&mut tx, old.job, old.attempt, old.builder).await;
     assert_eq!(jobs::find(&mut tx, old.job).await.unwrap().unwrap().tries, 1);
 
@@ -98,7 +99,7 @@ async fn a_lease_that_ran_out_is_found_once(pool: PgPool) {
     let expired = queue::expired(&mut one, 10).await.unwrap();
     assert_eq!((expired.len(), expired[0].id, expired[0].attempt), (1, id, attempt));
     assert!(queue::expired(&mut two, 10).await.unwrap().is_empty(), "another dispatcher has it");
-    queue::retry_later(&mut one, &expired[0], FailureClass::Lost, "gone", 3_600.0).await.unwrap();
+    lose(&mut one, &expired[0], 3_600.0).await;
     one.commit().await.unwrap();
     assert!(queue::expired(&mut two, 10).await.unwrap().is_empty());
 
@@ -134,7 +135,9 @@ async fn cancel_in_each_state(pool: PgPool) {
     assert_eq!(queue::cancel(&mut tx, id).await.unwrap(), asked, "running");
     let held = queue::hold(&mut tx, id, attempt).await.unwrap().unwrap();
     assert!(held.cancel_requested);
-    queue::finish(&mut tx, &held, &End::Failed { class: FailureClass::Build, message: "no" }).await.unwrap();
+    let outcome = failed(FailureClass::Build);
+    let end = End::Failed { class: FailureClass::Build, message: "no" };
+    queue::finish(&mut tx, &held, end, Ended { outcome: &outcome, last_seq: None }).await.unwrap();
     assert_eq!(queue::cancel(&mut tx, id).await.unwrap(), Some(Cancelled::Final(JobState::Failed)));
     let row = jobs::find(&mut tx, id).await.unwrap().unwrap();
     assert_eq!((row.failure_class.as_deref(), row.failure_message.as_deref()), (Some("build"), Some("no")));
@@ -147,7 +150,8 @@ async fn an_attempt_that_was_asked_to_stop_ends_cancelled(pool: PgPool) {
     queue::cancel(&mut tx, running.job).await.unwrap();
     let held = running.held(&mut tx).await;
     assert!(held.cancel_requested);
-    queue::finish(&mut tx, &held, &End::Cancelled).await.unwrap();
+    let ended = Ended { outcome: &Outcome::Cancelled, last_seq: None };
+    queue::finish(&mut tx, &held, End::Cancelled, ended).await.unwrap();
     assert_eq!(state(&mut tx, running.job).await, JobState::Cancelled);
     assert_eq!(queue::lengths(&mut tx).await.unwrap(), (0, 0));
 }
@@ -161,9 +165,8 @@ async fn logs_are_archived_once_the_attempt_ended(pool: PgPool) {
     assert_eq!((log.attempt, log.ended, log.log_object), (attempt, false, None));
     assert!(attempts::to_archive(&mut tx, 10).await.unwrap().is_empty());
 
-    attempts::end(&mut tx, job, attempt, &failed(FailureClass::Lost), Some(4)).await.unwrap();
     let held = running.held(&mut tx).await;
-    queue::retry_later(&mut tx, &held, FailureClass::Lost, "gone", 0.0).await.unwrap();
+    lose(&mut tx, &held, 0.0).await;
     let waiting = attempts::to_archive(&mut tx, 10).await.unwrap();
     assert_eq!((waiting.len(), waiting[0].last_seq, waiting[0].state), (1, Some(4), JobState::Queued));
     assert!(waiting[0].ended_ago_s >= 0.0);

@@ -1,11 +1,12 @@
 //! What most tests begin with: a crate with versions, and builders that are logged in.
 
 use cratemill_protocol::{
-    Attempt, BuilderId, CrateName, Features, JobId, Kind, Priority, Sha256Hex, Target, VersionId,
+    Attempt, BuilderId, CrateName, FailureClass, Features, JobId, Kind, Outcome, Priority, Sha256Hex, Target,
+    VersionId, job::Timings,
 };
 use cratemill_store::{
     PgConnection, builders, crates, queue,
-    queue::{Held, NewJob},
+    queue::{End, Ended, Held, NewJob},
     sessions, targets,
     uploads::{self, Upload},
     versions::{self, Change, Published},
@@ -65,7 +66,7 @@ pub(crate) fn job(version: VersionId) -> NewJob {
 pub(crate) async fn lease(conn: &mut PgConnection, builder: BuilderId, accept_s: i32) -> (JobId, Attempt) {
     let candidates = queue::candidates(conn, &[LINUX.into()], 1).await.unwrap();
     let next = candidates.first().expect("a job is queued");
-    queue::assign(conn, &[(next.id, builder)], accept_s).await.unwrap();
+    assert_eq!(queue::assign(conn, &[(next, builder)], accept_s).await.unwrap().len(), 1);
     (next.id, Attempt(next.attempt.0 + 1))
 }
 
@@ -84,6 +85,22 @@ pub(crate) async fn running(conn: &mut PgConnection, name: &str) -> Running {
     let (job, attempt) = lease(conn, builder, 60).await;
     assert!(queue::accept(conn, job, attempt, builder, 60).await.unwrap());
     Running { builder, version, job, attempt }
+}
+
+/// Ends an attempt and its job as a success does.
+pub(crate) async fn succeed(conn: &mut PgConnection, held: &Held) {
+    let outcome = Outcome::Succeeded { timings: Timings { build_ms: 7, ..Timings::default() } };
+    let ended = Ended { outcome: &outcome, last_seq: Some(9) };
+    queue::finish(conn, held, End::Succeeded, ended).await.unwrap();
+}
+
+/// Ends an attempt in a way that is retried.
+pub(crate) async fn lose(conn: &mut PgConnection, held: &Held, delay_s: f64) {
+    let class = FailureClass::Lost;
+    let (message, timings) = ("gone".to_owned(), Timings::default());
+    let outcome = Outcome::Failed { class, message, stage: None, timings };
+    let ended = Ended { outcome: &outcome, last_seq: Some(4) };
+    queue::retry_later(conn, held, (class, "gone"), delay_s, ended).await.unwrap();
 }
 
 impl Running {
