@@ -54,10 +54,10 @@ pub async fn run(config: Config, context: Context) -> anyhow::Result<()> {
     let flush = uncounted.clone().drop_guard();
     context.essential("counting downloads", app.counts.clone().run(app.bus.clone(), uncounted));
 
-    let sockets = Sockets::new(&app, context.shutdown.clone());
+    let (sockets, groups) = Sockets::new(&app, context.shutdown.clone());
     let router = routes::router(app.clone(), context.health.router().merge(sockets.router()))?;
     let listener = http::bind(listen).await?;
-    context.essential("builders' connections", sockets.run(schema));
+    context.essential("builders' connections", sockets.run(groups, schema));
     http::serve(listener, router, context.shutdown.clone()).await?;
     app.tasks.close();
     app.tasks.wait().await;

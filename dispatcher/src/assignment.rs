@@ -13,7 +13,7 @@ use crate::{
 use anyhow::{Context as _, anyhow};
 use cratemill_protocol::{
     Attempt, Limits, bus,
-    bus::{AssignedJob, NodeMessage},
+    bus::{Assigned, AssignedJob, NodeMessage},
     subjects,
 };
 use cratemill_service::bus::Bus;
@@ -22,7 +22,7 @@ use cratemill_store::{
     queue::Candidate,
     sessions::{self, Waiting},
 };
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 use time::OffsetDateTime;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -39,6 +39,8 @@ const MAX_PROMOTED: i64 = 1_000;
 const POLL: Duration = Duration::from_secs(2);
 /// Clocks differ by more than any shorter wait would be worth.
 const SHORTEST_WAIT: Duration = Duration::from_millis(10);
+/// A job is less than 2 KiB on the bus, and a message at most 1 MB.
+const MAX_JOBS_IN_MESSAGE: usize = 256;
 const SEND_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What the rounds need.
@@ -112,28 +114,32 @@ impl Assignment {
         tx.commit().await?;
 
         metrics::assigned(leased.len());
-        for (candidate, builder) in pairs.iter().filter(|(job, _)| leased.contains(&job.id)) {
+        let mut nodes: HashMap<&str, Vec<Assigned>> = HashMap::new();
+        for (candidate, to) in pairs.iter().filter(|(job, _)| leased.contains(&job.id)) {
             let job = assigned_job(candidate, config, self.registry.index(), &self.limits, self.lease_s);
-            self.send(builder, job).await;
+            let assignment = Assigned { connection: to.connection.clone(), builder: to.builder, job };
+            nodes.entry(&to.node).or_default().push(assignment);
+        }
+        for (node, mut jobs) in nodes {
+            while !jobs.is_empty() {
+                let rest = jobs.split_off(jobs.len().min(MAX_JOBS_IN_MESSAGE));
+                self.send(node, std::mem::replace(&mut jobs, rest)).await;
+            }
         }
         Ok(leased.len())
     }
 
-    async fn send(&self, to: &Waiting, job: AssignedJob) {
-        let (id, attempt) = (job.id, job.attempt);
-        let message = NodeMessage::Assign {
-            connection: to.connection.clone(),
-            builder: to.builder,
-            job: Box::new(job),
-        };
-        let sent = self.bus.client.publish(subjects::node(&to.node), bus::encode(&message).into());
+    async fn send(&self, node: &str, jobs: Vec<Assigned>) {
+        let count = jobs.len();
+        let message = NodeMessage::Assign { jobs };
+        let sent = self.bus.client.publish(subjects::node(node), bus::encode(&message).into());
         match timeout(SEND_TIMEOUT, sent).await {
-            Ok(Ok(())) => tracing::debug!(job = %id, %attempt, builder = %to.builder, "assigned"),
+            Ok(Ok(())) => tracing::debug!(node, jobs = count, "assigned"),
             Ok(Err(error)) => {
-                tracing::warn!(job = %id, %attempt, %error, "the node was not told: the lease repairs it");
+                tracing::warn!(node, jobs = count, %error, "the node was not told: the leases repair it");
             }
             Err(_) => {
-                tracing::warn!(job = %id, %attempt, "the node was not told in time: the lease repairs it");
+                tracing::warn!(node, jobs = count, "the node was not told in time: the leases repair it");
             }
         }
     }

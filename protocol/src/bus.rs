@@ -64,10 +64,9 @@ pub struct BuildRequest {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum NodeMessage {
+    /// What one round of assignment has for this node's builders.
     Assign {
-        connection: String,
-        builder: BuilderId,
-        job: Box<AssignedJob>,
+        jobs: Vec<Assigned>,
     },
     Cancel {
         builder: BuilderId,
@@ -94,6 +93,14 @@ pub enum NodeMessage {
     },
 }
 
+/// A job, and the connection of the builder that gets it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Assigned {
+    pub connection: String,
+    pub builder: BuilderId,
+    pub job: AssignedJob,
+}
+
 /// A job as the queue hands it out; the API node adds URLs and a token.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct AssignedJob {
@@ -114,7 +121,14 @@ pub struct AssignedJob {
     pub lease_s: u32,
 }
 
-/// API node -> dispatchers, on `build.outcome.<job>`: acknowledged to the builder once it is stored here.
+/// API node -> dispatchers, on `build.outcome.<node>`: what builders said at the same time, acknowledged to each once it
+/// is stored here. The same outcome may come in several.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct OutcomeBatch {
+    pub outcomes: Vec<OutcomeMessage>,
+}
+
+/// How an attempt ended, as its builder says it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct OutcomeMessage {
     pub job: JobId,

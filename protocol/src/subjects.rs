@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! build.request.<builder>     a builder waits for jobs        stream BUILD (work queue)
-//! build.outcome.<job>         how an attempt ended            stream BUILD (work queue)
+//! build.outcome.<node>        how attempts ended              stream BUILD (work queue)
 //! node.<node> | node.all      to API nodes                    core NATS, repaired by leases
 //! log.<job>.<attempt>         numbered log events             stream LOGS      republished to live.log...
 //! event.job.<crate>.<job>     domain events                   stream EVENTS    republished to live.event...
@@ -41,8 +41,9 @@ pub fn build_request(builder: BuilderId) -> String {
     format!("build.request.{builder}")
 }
 
-pub fn build_outcome(job: JobId) -> String {
-    format!("build.outcome.{job}")
+/// `node` is a name that [`is_node_name`] accepts.
+pub fn build_outcome(node: &str) -> String {
+    format!("build.outcome.{node}")
 }
 
 /// `node` is a name that [`is_node_name`] accepts.

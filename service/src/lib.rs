@@ -4,6 +4,7 @@ pub mod backoff;
 pub mod bus;
 pub mod clock;
 pub mod config;
+pub mod group;
 pub mod health;
 pub mod http;
 pub mod run;

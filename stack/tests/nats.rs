@@ -105,7 +105,7 @@ async fn each_service_can_do_its_work_and_nothing_else() {
     // The API: requests, outcomes, logs, downloads; it reads back a log.
     let request = subjects::build_request(BuilderId(1));
     api.stores(request.clone()).await;
-    api.stores(subjects::build_outcome(JobId(1))).await;
+    api.stores(subjects::build_outcome("api-1")).await;
     let log = subjects::log(JobId(1), Attempt(1));
     api.stores(log.clone()).await;
     api.stores(subjects::download("api-1")).await;
@@ -197,7 +197,7 @@ async fn what_is_stored_outlives_a_kill() {
     let dispatcher = User::connect(&nats, "dispatcher").await;
     make_streams(&dispatcher).await;
     let api = User::connect(&nats, "api").await;
-    api.stores(subjects::build_outcome(JobId(1))).await;
+    api.stores(subjects::build_outcome("api-1")).await;
     nats.kill9().await.unwrap();
     nats.restart().await.unwrap();
     let dispatcher = User::connect(&nats, "dispatcher").await;

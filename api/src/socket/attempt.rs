@@ -125,7 +125,5 @@ pub(super) async fn store_outcome(
         signature,
         at_ms: clock::now_ms(),
     };
-    let id = format!("x-{job}-{attempt}");
-    sockets.bus.store(&subjects::build_outcome(job), &id, bus::encode(&message).into(), PATIENCE).await?;
-    Ok(())
+    sockets.groups.store(message).await
 }

@@ -76,9 +76,11 @@ pub(super) async fn run(
     // A job that was assigned and never reached the builder goes back at once.
     receiver.close();
     while let Ok(input) = receiver.try_recv() {
-        if let (Input::Assigned(job), Some((builder, _))) = (input, &connection.builder) {
-            let job = JobRef { job: job.id, attempt: job.attempt };
-            inbox::hand_back(&connection.sockets, *builder, job);
+        if let (Input::Assigned(jobs), Some((builder, _))) = (input, &connection.builder) {
+            for job in jobs {
+                let job = JobRef { job: job.id, attempt: job.attempt };
+                inbox::hand_back(&connection.sockets, *builder, job);
+            }
         }
     }
     connection.leave().await;

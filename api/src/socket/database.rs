@@ -66,10 +66,7 @@ pub(super) async fn close(
 }
 
 pub(super) async fn accept(sockets: &Sockets, builder: BuilderId, job: JobRef) -> anyhow::Result<bool> {
-    let mut tx = sockets.pool.begin().await?;
-    let held = queue::accept(&mut tx, job.job, job.attempt, builder, lease(sockets)).await?;
-    tx.commit().await?;
-    Ok(held)
+    sockets.groups.accept(queue::Accept { job: job.job, attempt: job.attempt, builder }).await
 }
 
 pub(super) async fn set_stage(

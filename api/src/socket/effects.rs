@@ -18,7 +18,7 @@ pub(super) enum Input {
     Key(Option<Login>),
     /// The session is recorded; the answers to the builder's resumes, and how much of each log is stored.
     Opened(Vec<Resumed>),
-    Assigned(Box<Job>),
+    Assigned(Vec<Job>),
     /// Everything up to `seq` of the attempt is on the bus.
     Stored {
         job: JobRef,

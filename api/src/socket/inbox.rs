@@ -4,7 +4,7 @@ use super::{Sockets, attempt, database, effects::Input, ready::handed_back};
 use cratemill_protocol::{
     BuilderId, FailureClass,
     builder::{Job, JobRef},
-    bus::{self, AssignedJob, NodeMessage},
+    bus::{self, Assigned, AssignedJob, NodeMessage},
     subjects,
 };
 use cratemill_service::backoff::Backoff;
@@ -115,7 +115,7 @@ fn repair(sockets: &Sockets, connection: &str, drain: Option<bool>) {
 
 fn deliver(sockets: &Arc<Sockets>, message: NodeMessage) {
     match message {
-        NodeMessage::Assign { connection, builder, job } => assign(sockets, &connection, builder, *job),
+        NodeMessage::Assign { jobs } => assign_all(sockets, jobs),
         NodeMessage::Cancel { builder, job, attempt, grace_s } => {
             to_builder(sockets, builder, |_| Some(Input::Cancel { job: JobRef { job, attempt }, grace_s }));
         }
@@ -139,20 +139,34 @@ fn to_builder(sockets: &Sockets, builder: BuilderId, input: impl Fn(&str) -> Opt
     }
 }
 
-fn assign(sockets: &Arc<Sockets>, connection: &str, builder: BuilderId, job: AssignedJob) {
-    let of = JobRef { job: job.id, attempt: job.attempt };
+/// What one connection gets at once it is sent in one frame.
+fn assign_all(sockets: &Arc<Sockets>, jobs: Vec<Assigned>) {
+    let mut connections: HashMap<String, (BuilderId, Vec<Job>)> = HashMap::new();
+    for Assigned { connection, builder, job } in jobs {
+        let of = JobRef { job: job.id, attempt: job.attempt };
+        let jobs = connections.entry(connection).or_insert_with(|| (builder, Vec::new()));
+        jobs.1.push(with_token(sockets, of, job));
+    }
+    for (connection, (builder, jobs)) in connections {
+        assign(sockets, &connection, builder, jobs);
+    }
+}
+
+fn assign(sockets: &Arc<Sockets>, connection: &str, builder: BuilderId, jobs: Vec<Job>) {
+    let of: Vec<_> = jobs.iter().map(|job| JobRef { job: job.id, attempt: job.attempt }).collect();
     let inputs = sockets.connections().get(connection).map(|handle| handle.inputs.clone());
-    let input = Input::Assigned(Box::new(with_token(sockets, of, job)));
     let sent = match inputs {
-        Some(inputs) => inputs.try_send(input).map_err(|error| match error {
+        Some(inputs) => inputs.try_send(Input::Assigned(jobs)).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => "its connection does not keep up",
             mpsc::error::TrySendError::Closed(_) => "its connection just ended",
         }),
         None => Err("its connection has ended"),
     };
     if let Err(why) = sent {
-        tracing::info!(job = %of.job, attempt = %of.attempt, %builder, why, "handing a job back");
-        hand_back(sockets, builder, of);
+        for job in of {
+            tracing::info!(job = %job.job, attempt = %job.attempt, %builder, why, "handing a job back");
+            hand_back(sockets, builder, job);
+        }
     }
 }
 

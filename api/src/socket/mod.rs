@@ -8,6 +8,7 @@ mod bucket;
 mod connection;
 mod database;
 mod effects;
+mod groups;
 mod inbox;
 mod ready;
 mod session;
@@ -32,6 +33,7 @@ use cratemill_protocol::{
 use cratemill_service::bus::Bus;
 use cratemill_store::PgPool;
 use effects::Input;
+use groups::{Groups, Means};
 use session::Config;
 use std::{
     collections::HashMap,
@@ -61,6 +63,7 @@ pub(crate) struct Sockets {
     node: String,
     config: Config,
     connections: Mutex<HashMap<String, Handle>>,
+    groups: Groups,
     /// Whether builders may log in: this node hears what is said to it.
     open: AtomicBool,
     logins: Arc<Semaphore>,
@@ -79,8 +82,19 @@ struct Handle {
 }
 
 impl Sockets {
-    pub(crate) fn new(app: &App, shutdown: CancellationToken) -> Arc<Self> {
-        Arc::new(Self {
+    /// And what is to run for as long as it serves.
+    pub(crate) fn new(
+        app: &App,
+        shutdown: CancellationToken,
+    ) -> (Arc<Self>, impl Future<Output = ()> + use<>) {
+        let (groups, work) = groups::groups();
+        let means = Means {
+            pool: app.pool.clone(),
+            bus: app.bus.clone(),
+            node: app.config.node.clone(),
+            lease_s: i32::try_from(app.config.lease_s).unwrap_or(i32::MAX),
+        };
+        let sockets = Self {
             pool: app.pool.clone(),
             bus: app.bus.clone(),
             signer: app.signer.clone(),
@@ -93,11 +107,13 @@ impl Sockets {
                 login_timeout: Duration::from_secs(u64::from(app.config.login_timeout_s)),
             },
             connections: Mutex::default(),
+            groups,
             open: AtomicBool::new(false),
             logins: Arc::new(Semaphore::new(MAX_LOGINS)),
             tasks: TaskTracker::new(),
             shutdown,
-        })
+        };
+        (Arc::new(sockets), work.run(means))
     }
 
     /// `GET /api/v1/builder`.
@@ -107,14 +123,24 @@ impl Sockets {
 
     /// Brings bus messages to connections and keeps their sessions alive in the database, until the node drains and
     /// every connection has ended and stored what it received.
-    pub(crate) async fn run(self: Arc<Self>, mut schema: crate::schema::Ready) -> anyhow::Result<()> {
+    pub(crate) async fn run(
+        self: Arc<Self>,
+        groups: impl Future<Output = ()>,
+        mut schema: crate::schema::Ready,
+    ) -> anyhow::Result<()> {
+        let serve = async {
+            tokio::select! {
+                // Until then the tables may be missing.
+                _ = schema.wait() => inbox::run(&self).await,
+                () = self.shutdown.cancelled() => {}
+            }
+            self.tasks.close();
+            self.tasks.wait().await;
+        };
         tokio::select! {
-            // Until then the tables may be missing.
-            _ = schema.wait() => inbox::run(&self).await,
-            () = self.shutdown.cancelled() => {}
+            () = serve => {}
+            () = groups => {}
         }
-        self.tasks.close();
-        self.tasks.wait().await;
         Ok(())
     }
 

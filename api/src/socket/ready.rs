@@ -26,6 +26,9 @@ const MAX_ENDED: usize = 64;
 /// A builder works on no more jobs than it has slots.
 const MAX_RUNNING: usize = MAX_SLOTS as usize;
 
+/// A job is less than 2 KiB in either encoding, and a frame at most 256.
+const MAX_JOBS_IN_FRAME: usize = 64;
+
 #[derive(Debug)]
 pub(super) struct Ready {
     attempts: HashMap<JobRef, Progress>,
@@ -208,14 +211,17 @@ impl Ready {
 
     pub(super) fn answer(&mut self, input: Input) -> Vec<Effect> {
         match input {
-            Input::Assigned(job) => {
-                let of = JobRef { job: job.id, attempt: job.attempt };
+            Input::Assigned(jobs) => {
                 if self.attempts.len() >= 2 * MAX_RUNNING {
                     // What the builder never accepted was given to others long ago.
                     self.attempts.retain(|_, progress| progress.accepted);
                 }
-                self.attempts.insert(of, Progress::new(0, false));
-                vec![Effect::Send(ServerMessage::Jobs { jobs: vec![*job] })]
+                for job in &jobs {
+                    let of = JobRef { job: job.id, attempt: job.attempt };
+                    self.attempts.insert(of, Progress::new(0, false));
+                }
+                let frames = jobs.chunks(MAX_JOBS_IN_FRAME);
+                frames.map(|jobs| Effect::Send(ServerMessage::Jobs { jobs: jobs.to_vec() })).collect()
             }
             Input::Stored { job, seq } => {
                 let Some(progress) = self.attempts.get_mut(&job) else { return Vec::new() };

@@ -101,7 +101,7 @@ impl Fixture {
     fn with_job() -> (Self, JobRef) {
         let mut fixture = Self::ready();
         let of = JobRef { job: JobId(5), attempt: Attempt(2) };
-        let effects = fixture.tell(Input::Assigned(Box::new(job(of))));
+        let effects = fixture.tell(Input::Assigned(vec![job(of)]));
         assert!(matches!(&effects[..], [Effect::Send(ServerMessage::Jobs { .. })]));
         (fixture, of)
     }
@@ -345,7 +345,7 @@ fn a_request_says_which_jobs_it_knows_of() {
     fixture.say(ClientMessage::JobAccepted(of));
     assert_eq!(answered(&mut fixture), [of]);
     let second = JobRef { job: JobId(6), attempt: Attempt(1) };
-    fixture.tell(Input::Assigned(Box::new(job(second))));
+    fixture.tell(Input::Assigned(vec![job(second)]));
     assert_eq!(answered(&mut fixture), [of]);
     fixture.say(ClientMessage::JobRejected { job: second.job, attempt: second.attempt, why: "full".into() });
     assert_eq!(answered(&mut fixture), [of, second]);
@@ -354,7 +354,7 @@ fn a_request_says_which_jobs_it_knows_of() {
     assert_eq!(answered(&mut fixture), [of, second], "its end may overtake the request");
     for number in 0..80 {
         let many = JobRef { job: JobId(100 + number), attempt: Attempt(1) };
-        fixture.tell(Input::Assigned(Box::new(job(many))));
+        fixture.tell(Input::Assigned(vec![job(many)]));
         fixture.say(ClientMessage::JobAccepted(many));
         fixture.tell(Input::OutcomeStored(many));
     }

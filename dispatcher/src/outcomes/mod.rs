@@ -2,9 +2,11 @@
 //!
 //! An outcome is handled in one transaction and acknowledged after its commit; a repeated or late one finds that the
 //! attempt no longer has the job, and changes nothing. What a success claims is checked ([`verify`]), and what follows
-//! from it is queued ([`follow_up`]) in the same transaction.
+//! from it is queued ([`follow_up`]) in the same transaction. Failures that are final, and say all that there is to say,
+//! are many to a transaction ([`fail`]).
 
 mod apply;
+mod fail;
 pub mod follow_up;
 pub mod verify;
 
@@ -17,12 +19,18 @@ use crate::{
 };
 use async_nats::jetstream::Message;
 use cratemill_protocol::{
-    bus::{self, OutcomeMessage},
+    JobState,
+    bus::{self, OutcomeBatch, OutcomeMessage},
     subjects,
 };
-use cratemill_service::bus::Bus;
+use cratemill_service::{
+    bus::Bus,
+    group::{Group, group},
+};
 use cratemill_store::{PgPool, database, objects::Objects, queue};
+use futures_util::{StreamExt, stream::FuturesUnordered};
 use std::{sync::Arc, time::Duration};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 const WORK: Work = Work {
@@ -34,6 +42,10 @@ const WORK: Work = Work {
     ack_wait: Duration::from_secs(20),
     concurrency: 8,
 };
+/// Of outcomes with a transaction of their own: the pool has ten connections, and others need some.
+const FEW: usize = 6;
+/// Failures in one statement: few milliseconds.
+const MAX_FAILURES: usize = 512;
 /// Something is away: it is back within seconds, or minutes in which the outcome waits on the bus.
 const RETRY: Duration = Duration::from_secs(2);
 /// While an outcome waits for the object store, its attempt keeps the job this long at a time.
@@ -56,48 +68,108 @@ pub async fn run(
     wakes: Arc<Wakes>,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    consume::run(bus, WORK, shutdown, async |message: Message| {
-        let handled = handle(&pool, &objects, &message.payload, deliveries(&message)).await;
+    let (outcomes, rounds) = Outcomes::new(pool, objects);
+    let work = consume::run(bus, WORK, shutdown, async |message: Message| {
+        let handled = outcomes.handle(&message.payload, deliveries(&message)).await;
         wakes.ended.notify_one();
         (message, handled)
-    })
-    .await
+    });
+    tokio::select! {
+        result = work => result,
+        () = rounds => Ok(()),
+    }
 }
 
-/// Handles one message that the bus has handed out `deliveries` times.
-pub async fn handle(pool: &PgPool, objects: &Objects, payload: &[u8], deliveries: i64) -> Handled {
-    let message: OutcomeMessage = match bus::decode(payload) {
-        Ok(message) => message,
-        Err(error) => {
-            tracing::error!(%error, "an outcome cannot be read: dropped, its lease will run out");
-            metrics::outcome("poison");
-            return Handled::Poison;
-        }
-    };
-    let (job, attempt) = (message.job, message.attempt);
-    match apply(pool, objects, &message).await {
-        Ok(Applied::Ended { state, result }) => {
-            tracing::info!(%job, %attempt, result, %state, "an attempt ended");
-            metrics::outcome(result);
-            Handled::Done
-        }
-        Ok(Applied::Stale) => {
-            tracing::info!(%job, %attempt, "a late or repeated outcome changes nothing");
-            metrics::outcome("stale");
-            Handled::Done
-        }
-        Err(Error::Database(error)) if database::is_permanent(&error) && deliveries >= MAX_REFUSED => {
-            tracing::error!(%job, %attempt, %error, "the database refuses an outcome: dropped, its lease will run out");
-            metrics::outcome("poison");
-            Handled::Poison
-        }
-        Err(error) => {
-            tracing::warn!(%job, %attempt, %error, "an outcome waits");
-            if let Err(error) = keep(pool, &message).await {
-                tracing::debug!(%job, %attempt, %error, "its lease could not be renewed");
+/// What applying outcomes needs.
+#[derive(Debug, Clone)]
+pub struct Outcomes {
+    pool: PgPool,
+    objects: Objects,
+    /// Those that have a transaction of their own, and may wait for the object store.
+    few: Arc<Semaphore>,
+    /// Failures that are final need no more than one statement: those of many messages share it.
+    failures: Group<OutcomeMessage, Result<bool, Arc<cratemill_store::Error>>>,
+}
+
+impl Outcomes {
+    /// And the rounds that failures go through, for as long as there are any.
+    pub fn new(pool: PgPool, objects: Objects) -> (Self, impl Future<Output = ()>) {
+        let (failures, mut waiting) = group(MAX_FAILURES);
+        let of_rounds = pool.clone();
+        let rounds = async move {
+            while let Some((messages, answers)) = waiting.next(MAX_FAILURES).await {
+                answers.send(fail::round(&of_rounds, messages).await);
             }
-            Handled::Later(RETRY)
+        };
+        (Self { pool, objects, few: Arc::new(Semaphore::new(FEW)), failures }, rounds)
+    }
+
+    /// Handles one message that the bus has handed out `deliveries` times. If one of its outcomes has to wait, it comes
+    /// again: those that were applied change nothing then.
+    pub async fn handle(&self, payload: &[u8], deliveries: i64) -> Handled {
+        let batch: OutcomeBatch = match bus::decode(payload) {
+            Ok(batch) => batch,
+            Err(error) => {
+                tracing::error!(%error, "outcomes cannot be read: dropped, their leases will run out");
+                metrics::outcome("poison");
+                return Handled::Poison;
+            }
+        };
+        // All at once, so that those that share a statement do; the others wait for one of few permits.
+        let mut handled = FuturesUnordered::new();
+        for outcome in &batch.outcomes {
+            handled.push(self.handle_one(outcome, deliveries));
         }
+        let mut all = Handled::Done;
+        while let Some(one) = handled.next().await {
+            // What is poison is in the log; the others are done.
+            if matches!(one, Handled::Later(_)) {
+                all = one;
+            }
+        }
+        all
+    }
+
+    async fn handle_one(&self, message: &OutcomeMessage, deliveries: i64) -> Handled {
+        let (job, attempt) = (message.job, message.attempt);
+        match self.apply(message).await {
+            Ok(Applied::Ended { state, result }) => {
+                tracing::info!(%job, %attempt, result, %state, "an attempt ended");
+                metrics::outcome(result);
+                Handled::Done
+            }
+            Ok(Applied::Stale) => {
+                tracing::info!(%job, %attempt, "a late or repeated outcome changes nothing");
+                metrics::outcome("stale");
+                Handled::Done
+            }
+            Err(Error::Database(error)) if database::is_permanent(&error) && deliveries >= MAX_REFUSED => {
+                tracing::error!(%job, %attempt, %error, "the database refuses an outcome: dropped, its lease will run out");
+                metrics::outcome("poison");
+                Handled::Poison
+            }
+            Err(error) => {
+                tracing::warn!(%job, %attempt, %error, "an outcome waits");
+                if let Err(error) = keep(&self.pool, message).await {
+                    tracing::debug!(%job, %attempt, %error, "its lease could not be renewed");
+                }
+                Handled::Later(RETRY)
+            }
+        }
+    }
+
+    async fn apply(&self, message: &OutcomeMessage) -> Result<Applied, Error> {
+        // Whatever went wrong for all of a round may have been the fault of another.
+        if fail::is_final(message)
+            && let Ok(Ok(true)) = self.failures.submit(message.clone()).await
+        {
+            return Ok(Applied::Ended {
+                state: JobState::Failed,
+                result: queue::result_name(&message.outcome),
+            });
+        }
+        let _one_of_few = self.few.acquire().await;
+        apply(&self.pool, &self.objects, message).await
     }
 }
 

@@ -15,8 +15,8 @@ use cratemill_dispatcher::{
 use cratemill_protocol::{
     FailureClass, JobId, JobState, Kind, Limits, Outcome,
     bus::{
-        self, BuildRequest, DomainEvent, EventMessage, LogBody, LogMessage, NodeMessage, OutcomeMessage,
-        RefreshReply, RefreshRequest,
+        self, Assigned, BuildRequest, DomainEvent, EventMessage, LogBody, LogMessage, NodeMessage,
+        OutcomeBatch, OutcomeMessage, RefreshReply, RefreshRequest,
     },
     job::Timings,
     subjects,
@@ -145,9 +145,10 @@ async fn a_job_goes_over_the_bus(pool: PgPool) {
     tx.commit().await.unwrap();
 
     let message = timeout(PATIENCE, node.next()).await.unwrap().unwrap();
-    let NodeMessage::Assign { connection, job, .. } = bus::decode(&message.payload).unwrap() else {
+    let NodeMessage::Assign { mut jobs } = bus::decode(&message.payload).unwrap() else {
         panic!("an assignment")
     };
+    let Assigned { connection, job, .. } = jobs.remove(0);
     assert_eq!((connection, job.id, job.attempt.0), (builder.connection.clone(), id, 1));
     assert_eq!((job.source.as_str(), job.private), ("http://files.example/demo/1.0.0", false));
     assert!(job.index.unwrap().starts_with("sparse+http://127.0.0.1"));
@@ -177,7 +178,8 @@ async fn a_job_goes_over_the_bus(pool: PgPool) {
         signature: None,
         at_ms: 0,
     };
-    dispatcher.publish(&subjects::build_outcome(id), "outcome", bus::encode(&outcome)).await;
+    let outcomes = OutcomeBatch { outcomes: vec![outcome.clone(), outcome] };
+    dispatcher.publish(&subjects::build_outcome("api-1"), "outcome", bus::encode(&outcomes)).await;
 
     let mut states = Vec::new();
     while states.last() != Some(&JobState::Failed) {
@@ -271,6 +273,6 @@ async fn a_dispatcher_outlives_its_bus(pool: PgPool) {
     dispatcher.ask(&builder, 1).await;
     let message = timeout(PATIENCE, node.next()).await.unwrap().unwrap();
     let assigned: NodeMessage = bus::decode(&message.payload).unwrap();
-    assert!(matches!(assigned, NodeMessage::Assign { job, .. } if job.id == id));
+    assert!(matches!(assigned, NodeMessage::Assign { jobs } if jobs[0].job.id == id));
     dispatcher.stop().await;
 }

@@ -5,13 +5,13 @@ use cratemill_dispatcher::{
     cleanup,
     consume::Handled,
     outage::Outage,
-    outcomes::{Applied, apply, handle},
+    outcomes::{Applied, Outcomes, apply},
     rescue,
     wakes::Wakes,
 };
 use cratemill_protocol::{
     ArtifactName, Attempt, BuilderId, FailureClass, JobId, JobState, Kind, Outcome, Priority, Sha256Hex,
-    bus::{self, OutcomeMessage},
+    bus::{self, OutcomeBatch, OutcomeMessage},
     job::Timings,
 };
 use cratemill_store::{
@@ -304,14 +304,21 @@ async fn an_outcome_waits_for_the_object_store(pool: PgPool) {
     let builder = Builder::connect(&mut pool.acquire().await.unwrap(), 1).await;
     let mut work = Work::start(&pool, &builder, Kind::Metadata, "any").await;
     work.upload(&pool, &store.objects, "demo.json", &metadata("bin")).await;
-    let payload = bus::encode(&work.succeeded(&builder));
-    let later = handle(&pool, &no_objects(), &payload, 1).await;
+    let payload = bus::encode(&OutcomeBatch { outcomes: vec![work.succeeded(&builder)] });
+    let handle = async |objects: &Objects, payload: &[u8], deliveries| {
+        let (outcomes, rounds) = Outcomes::new(pool.clone(), objects.clone());
+        tokio::select! {
+            handled = outcomes.handle(payload, deliveries) => handled,
+            () = rounds => unreachable!("somebody can ask still"),
+        }
+    };
+    let later = handle(&no_objects(), &payload, 1).await;
     assert!(matches!(later, Handled::Later(_)));
     assert_eq!(job(&pool, work.job).await.state, JobState::Running, "nothing is lost");
-    assert_eq!(handle(&pool, &store.objects, &payload, 2).await, Handled::Done);
+    assert_eq!(handle(&store.objects, &payload, 2).await, Handled::Done);
     assert_eq!(job(&pool, work.job).await.state, JobState::Succeeded);
-    assert_eq!(handle(&pool, &store.objects, &payload, 3).await, Handled::Done, "again");
-    assert_eq!(handle(&pool, &store.objects, b"no message", 1).await, Handled::Poison);
+    assert_eq!(handle(&store.objects, &payload, 3).await, Handled::Done, "again");
+    assert_eq!(handle(&store.objects, b"no message", 1).await, Handled::Poison);
 }
 
 #[sqlx::test(migrations = "../migrations")]

@@ -6,9 +6,9 @@ use cratemill_protocol::{
     Outcome, Priority, Sha256Hex, Stage, Target, VersionId,
     builder::JobRef,
     bus::{
-        AssignedJob, BuildRequest, BuilderState, ClientClass, DomainEvent, DownloadBatch, DownloadCount,
-        EventMessage, JobChanged, LogBody, LogMessage, NodeMessage, OutcomeMessage, RefreshReply,
-        RefreshRequest, VersionChange, VersionChanged, decode, encode,
+        Assigned, AssignedJob, BuildRequest, BuilderState, ClientClass, DomainEvent, DownloadBatch,
+        DownloadCount, EventMessage, JobChanged, LogBody, LogMessage, NodeMessage, OutcomeBatch,
+        OutcomeMessage, RefreshReply, RefreshRequest, VersionChange, VersionChanged, decode, encode,
     },
     job::Timings,
 };
@@ -64,8 +64,9 @@ fn build_requests_and_outcomes() {
             signature: signed.then(|| "-----BEGIN".into()),
             at_ms: AT_MS,
         };
-        check(&mut golden, &format!("outcome.{name}"), &message);
+        check(&mut golden, &format!("outcome.{name}"), &OutcomeBatch { outcomes: vec![message] });
     }
+    check(&mut golden, "outcome.none", &OutcomeBatch { outcomes: vec![] });
     golden.close();
 }
 
@@ -87,7 +88,9 @@ fn messages_to_nodes() {
         limits: Limits::default(),
         lease_s: 60,
     };
-    let assign = |job| NodeMessage::Assign { connection: "c-1".into(), builder: BUILDER, job: Box::new(job) };
+    let assign = |job| NodeMessage::Assign {
+        jobs: vec![Assigned { connection: "c-1".into(), builder: BUILDER, job }],
+    };
     for kind in Kind::ALL {
         check(&mut golden, &format!("assign.{kind}"), &assign(job(*kind, None)));
     }

@@ -66,7 +66,7 @@ fn assigned(job: &Candidate, builder: BuilderId) -> JobChanged {
 }
 
 /// A builder took a job.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Accept {
     pub job: JobId,
     pub attempt: Attempt,
@@ -90,7 +90,7 @@ pub async fn accept_all(
     conn: &mut PgConnection,
     accepts: &[Accept],
     lease_s: i32,
-) -> sqlx::Result<HashSet<(JobId, Attempt)>> {
+) -> sqlx::Result<HashSet<Accept>> {
     #[derive(sqlx::FromRow)]
     struct Row {
         #[sqlx(flatten)]
@@ -115,7 +115,14 @@ pub async fn accept_all(
     .bind(lease_s)
     .fetch_all(&mut *conn)
     .await?;
-    let held = rows.iter().map(|row| (row.subject.job, row.subject.attempt)).collect();
+    let held = rows
+        .iter()
+        .map(|row| Accept {
+            job: row.subject.job,
+            attempt: row.subject.attempt,
+            builder: BuilderId(row.builder_id),
+        })
+        .collect();
     let changes = rows
         .into_iter()
         .filter(|row| row.first)

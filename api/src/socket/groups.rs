@@ -1,0 +1,201 @@
+//! What all connections of this node ask of the database and the bus together, so that many builders cost little more
+//! than one.
+
+use anyhow::Context as _;
+use bytes::Bytes;
+use cratemill_protocol::{
+    bus::{self, OutcomeBatch, OutcomeMessage},
+    subjects,
+};
+use cratemill_service::{
+    bus::Bus,
+    group::{Group, Rounds, group},
+};
+use cratemill_store::{PgPool, queue, queue::Accept};
+use std::{fmt::Write as _, time::Duration};
+
+/// Items that wait for a round, beyond which those who ask wait.
+const WAITING: usize = 1_024;
+/// Acceptances in one statement: a few milliseconds.
+const MAX_ACCEPTS: usize = 512;
+/// Outcomes in one round.
+const MAX_OUTCOMES: usize = 512;
+/// The most that one bus message may hold is 1 MB.
+const MAX_MESSAGE_BYTES: usize = 512 << 10;
+/// What an outcome takes beside its texts.
+const OUTCOME_BYTES: usize = 512;
+/// How long to go on trying to store one message; then the builders are sent away and resend.
+const PATIENCE: Duration = Duration::from_mins(1);
+
+/// Why a round failed, for all of it.
+type Failed = String;
+
+/// The ends that ask.
+#[derive(Debug)]
+pub(super) struct Groups {
+    accepts: Group<Accept, Result<bool, Failed>>,
+    outcomes: Group<OutcomeMessage, Result<(), Failed>>,
+}
+
+/// The ends that do.
+#[derive(Debug)]
+pub(super) struct Work {
+    accepts: Rounds<Accept, Result<bool, Failed>>,
+    outcomes: Rounds<OutcomeMessage, Result<(), Failed>>,
+}
+
+/// What the rounds need.
+#[derive(Debug)]
+pub(super) struct Means {
+    pub(super) pool: PgPool,
+    pub(super) bus: Bus,
+    pub(super) node: String,
+    pub(super) lease_s: i32,
+}
+
+pub(super) fn groups() -> (Groups, Work) {
+    let (accepts, accepting) = group(WAITING);
+    let (outcomes, storing) = group(WAITING);
+    (Groups { accepts, outcomes }, Work { accepts: accepting, outcomes: storing })
+}
+
+impl Groups {
+    /// The builder took the job; false if it is no longer its own.
+    pub(super) async fn accept(&self, accept: Accept) -> anyhow::Result<bool> {
+        self.accepts.submit(accept).await?.map_err(anyhow::Error::msg)
+    }
+
+    /// Returns once the outcome is stored.
+    pub(super) async fn store(&self, outcome: OutcomeMessage) -> anyhow::Result<()> {
+        self.outcomes.submit(outcome).await?.map_err(anyhow::Error::msg)
+    }
+}
+
+impl Work {
+    /// Does rounds for as long as anybody can ask.
+    pub(super) async fn run(mut self, means: Means) {
+        let mut publisher = Publisher::new(&means);
+        let accepting = async {
+            while let Some((accepts, answers)) = self.accepts.next(MAX_ACCEPTS).await {
+                answers.send(accept_round(&means, &accepts).await);
+            }
+        };
+        let storing = async {
+            while let Some((outcomes, answers)) = self.outcomes.next(MAX_OUTCOMES).await {
+                answers.send(publisher.round(outcomes).await);
+            }
+        };
+        tokio::join!(accepting, storing);
+    }
+}
+
+async fn accept_round(means: &Means, accepts: &[Accept]) -> Vec<Result<bool, Failed>> {
+    // In one order, so that two nodes that a builder accepts at never wait for each other.
+    let mut sorted = accepts.to_vec();
+    sorted.sort_by_key(|of| (of.job, of.attempt, of.builder));
+    sorted.dedup();
+    let round = async {
+        let mut tx = means.pool.begin().await?;
+        let held = queue::accept_all(&mut tx, &sorted, means.lease_s).await?;
+        tx.commit().await.map(|()| held)
+    };
+    match round.await.context("cannot record that jobs were accepted") {
+        Ok(held) => accepts
+            .iter()
+            // A lease is one builder's: another that says the same was never in `held`.
+            .map(|of| Ok(held.contains(of)))
+            .collect(),
+        Err(error) => accepts.iter().map(|_| Err(format!("{error:#}"))).collect(),
+    }
+}
+
+/// Puts outcomes on the bus, several in a message.
+struct Publisher<'a> {
+    means: &'a Means,
+    /// Of this run of the node: message ids are never used twice.
+    run: String,
+    messages: u64,
+}
+
+impl<'a> Publisher<'a> {
+    fn new(means: &'a Means) -> Self {
+        Self { means, run: uuid::Uuid::new_v4().simple().to_string(), messages: 0 }
+    }
+
+    async fn round(&mut self, outcomes: Vec<OutcomeMessage>) -> Vec<Result<(), Failed>> {
+        let mut results = Vec::with_capacity(outcomes.len());
+        for outcomes in messages(outcomes) {
+            let count = outcomes.len();
+            let stored = self.store(bus::encode(&OutcomeBatch { outcomes }).into()).await;
+            results.extend(std::iter::repeat_n(stored, count));
+        }
+        results
+    }
+
+    async fn store(&mut self, payload: Bytes) -> Result<(), Failed> {
+        self.messages += 1;
+        let mut id = format!("x-{}", self.run);
+        let _ = write!(id, "-{}", self.messages);
+        let subject = subjects::build_outcome(&self.means.node);
+        match self.means.bus.store(&subject, &id, payload, PATIENCE).await {
+            Ok(_) => Ok(()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+}
+
+/// Outcomes in messages that the bus takes, in their order.
+fn messages(outcomes: Vec<OutcomeMessage>) -> Vec<Vec<OutcomeMessage>> {
+    let mut messages: Vec<Vec<OutcomeMessage>> = Vec::new();
+    let mut room = 0;
+    for outcome in outcomes {
+        let bytes = bytes_of(&outcome);
+        match messages.last_mut() {
+            Some(last) if bytes <= room => last.push(outcome),
+            _ => {
+                messages.push(vec![outcome]);
+                room = MAX_MESSAGE_BYTES;
+            }
+        }
+        room = room.saturating_sub(bytes);
+    }
+    messages
+}
+
+fn bytes_of(outcome: &OutcomeMessage) -> usize {
+    let texts = [outcome.manifest.as_ref(), outcome.signature.as_ref()];
+    let why = match &outcome.outcome {
+        cratemill_protocol::Outcome::Failed { message, .. } => message.len(),
+        _ => 0,
+    };
+    OUTCOME_BYTES + why + texts.into_iter().flatten().map(String::len).sum::<usize>()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cratemill_protocol::{Attempt, BuilderId, JobId, Outcome};
+
+    fn outcome(job: i64, manifest_bytes: usize) -> OutcomeMessage {
+        OutcomeMessage {
+            job: JobId(job),
+            attempt: Attempt(1),
+            builder: BuilderId(1),
+            outcome: Outcome::Cancelled,
+            last_seq: 0,
+            manifest: Some("m".repeat(manifest_bytes)),
+            signature: None,
+            at_ms: 0,
+        }
+    }
+
+    #[test]
+    fn messages_stay_below_what_the_bus_takes() {
+        let sizes = [10, 400 << 10, 200 << 10, 10, 900 << 10, 10];
+        let outcomes: Vec<_> = (0..).zip(sizes).map(|(job, bytes)| outcome(job, bytes)).collect();
+        let messages = messages(outcomes.clone());
+        let counts: Vec<_> = messages.iter().map(Vec::len).collect();
+        assert_eq!(counts, [2, 2, 1, 1]);
+        assert_eq!(messages.concat(), outcomes, "none is lost, and their order stays");
+    }
+}
