@@ -60,6 +60,8 @@ impl Bus {
             // Each user may listen only below its own prefix, so that none can read another's answers.
             .custom_inbox_prefix(format!("_INBOX.{user}"))
             .retry_on_initial_connect()
+            // Which servers there are the operator says: what a server takes for its address may not lead to it.
+            .ignore_discovered_servers()
             .connection_timeout(Duration::from_secs(3))
             .ping_interval(Duration::from_secs(5))
             .reconnect_delay_callback(|attempts| Duration::from_millis(50) * (1 << attempts.clamp(0, 6)))

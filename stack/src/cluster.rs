@@ -6,6 +6,7 @@ use crate::{
     data_dir::DataDir,
     haproxy::{Haproxy, Nodes},
     nats::Nats,
+    network::Network,
     postgres::Postgres,
     process::Process,
     redis::Redis,
@@ -20,58 +21,10 @@ use std::{
     time::Duration,
 };
 
+pub use crate::options::Options;
+
 /// Nodes are checked every second; this is for a machine that is busy compiling.
 const NODES_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// What to start. The default is one of each service, on data that goes away with it.
-#[derive(Debug, Clone)]
-pub struct Options {
-    pub api: usize,
-    pub live: usize,
-    pub dispatcher: usize,
-    pub counter: usize,
-    pub builder: usize,
-    pub redis: bool,
-    /// Kept, and found again by the next start; without one the data goes away with the cluster.
-    pub data_dir: Option<PathBuf>,
-    /// Where our programs are, if not beside this one.
-    pub bin_dir: Option<PathBuf>,
-    /// The registry: `default`, or the URL of a sparse index.
-    pub index: String,
-    /// Target triples to build for; none means this machine's.
-    pub targets: Vec<String>,
-    /// Jobs that a builder runs at once.
-    pub slots: u16,
-    /// More of the environment of all services of a role; wins over what the cluster sets.
-    pub env: Vec<(Role, String, String)>,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self {
-            api: 1,
-            live: 1,
-            dispatcher: 1,
-            counter: 1,
-            builder: 1,
-            redis: false,
-            data_dir: None,
-            bin_dir: None,
-            index: "default".into(),
-            targets: Vec::new(),
-            slots: 1,
-            env: Vec::new(),
-        }
-    }
-}
-
-impl Options {
-    #[must_use]
-    pub fn with_env(mut self, role: Role, key: &str, value: impl Into<String>) -> Self {
-        self.env.push((role, key.to_owned(), value.into()));
-        self
-    }
-}
 
 /// A running cluster. Dropping it ends every process at once; [`Cluster::stop`] lets them drain.
 // The order of the fields is the order of their end: who depends on a thing goes before it.
@@ -90,6 +43,8 @@ pub struct Cluster {
     keys: Vec<Key>,
     admin_token: String,
     targets: Vec<String>,
+    bin_dir: PathBuf,
+    options: Options,
     data_dir: DataDir,
 }
 
@@ -108,7 +63,7 @@ impl Cluster {
         let (admin_token, token_secret) = (secrets.get("admin_token")?, secrets.get("token_secret")?);
         let s3 = S3::start(&data_dir, &mut secrets).await?;
         let postgres = Postgres::start(&data_dir, &mut secrets).await?;
-        let nats = Nats::start(&data_dir, &mut secrets).await?;
+        let nats = Nats::start_servers(&data_dir, &mut secrets, options.nats).await?;
         let redis = if options.redis { Some(Redis::start(&data_dir).await?) } else { None };
 
         let bin_dir = services::bin_dir(options.bin_dir.as_deref())?;
@@ -120,7 +75,7 @@ impl Cluster {
         let dispatchers = of(Role::Dispatcher, options.dispatcher)?;
         let counters = of(Role::Counter, options.counter)?;
         let nodes = Nodes { api: addresses(&api), live: addresses(&live) };
-        let haproxy = Haproxy::start(&data_dir, &nodes).await?;
+        let haproxy = Haproxy::start(&data_dir, options.address, &nodes).await?;
         let targets = match options.targets.as_slice() {
             [] => vec![host_target()?],
             targets => targets.to_vec(),
@@ -141,12 +96,14 @@ impl Cluster {
             keys,
             admin_token,
             targets,
+            bin_dir,
+            options,
             data_dir,
         };
-        this.configure(&options, &token_secret)?;
+        this.configure(&token_secret)?;
         this.run().await?;
-        for number in 1..=options.builder {
-            this.add_builder(number, &bin_dir, &options).await?;
+        for _ in 0..this.options.builder {
+            this.add_builder(None).await?;
         }
         Ok(this)
     }
@@ -200,13 +157,10 @@ impl Cluster {
 
     /// Every child that was started and not ended on purpose.
     pub fn processes(&self) -> impl Iterator<Item = &Process> {
-        let infrastructure = [
-            self.haproxy.process(),
-            self.redis.as_ref().map(Redis::process),
-            self.nats.process(),
-            self.postgres.process(),
-        ];
-        self.services().filter_map(Service::process).chain(infrastructure.into_iter().flatten())
+        let infrastructure =
+            [self.haproxy.process(), self.redis.as_ref().map(Redis::process), self.postgres.process()];
+        let infrastructure = infrastructure.into_iter().flatten().chain(self.nats.processes());
+        self.services().filter_map(Service::process).chain(infrastructure)
     }
 
     /// Lets everything drain and stop, in the order in which nothing is missed.
@@ -235,7 +189,8 @@ impl Cluster {
         [&mut self.dispatchers, &mut self.api, &mut self.live, &mut self.counters].into_iter().flatten()
     }
 
-    fn configure(&mut self, options: &Options, token_secret: &str) -> Result<()> {
+    fn configure(&mut self, token_secret: &str) -> Result<()> {
+        let options = self.options.clone();
         let (lb_url, database_url) = (self.lb_url(), self.postgres.url());
         let objects = [
             ("S3_ENDPOINT", self.s3.endpoint()),
@@ -245,6 +200,7 @@ impl Cluster {
             ("S3_SECRET_KEY", self.s3.secret_key().to_owned()),
         ];
         let (admin_token, targets) = (self.admin_token.clone(), self.targets.join(","));
+        let replicas = self.nats.servers.len().to_string();
         let urls: Vec<_> = ["api", "live", "dispatcher", "counter"]
             .into_iter()
             .map(|user| Ok((user, self.nats.url(user)?)))
@@ -263,28 +219,37 @@ impl Cluster {
                     ("TOKEN_SECRET", token_secret.to_owned()),
                 ]),
                 Role::Dispatcher => {
-                    set.extend([("REGISTRY_INDEX", options.index.clone()), ("TARGETS", targets.clone())]);
+                    set.extend([
+                        ("REGISTRY_INDEX", options.index.clone()),
+                        ("TARGETS", targets.clone()),
+                        ("NATS_REPLICAS", replicas.clone()),
+                    ]);
                 }
                 Role::Live | Role::Counter | Role::Builder => {}
             }
             service.set_env(set);
-            service.set_env(extra(options, role));
+            service.set_env(extra(&options, role));
         }
         Ok(())
     }
 
-    /// Makes, registers and starts one more builder, and waits until it has logged in.
-    async fn add_builder(&mut self, number: usize, bin_dir: &Path, options: &Options) -> Result<()> {
+    /// Makes, registers and starts one more builder, in a network of its own if one is given, and waits until it has
+    /// logged in.
+    pub async fn add_builder(&mut self, network: Option<&Network>) -> Result<()> {
+        let number = self.builders.len() + 1;
         let client = self.client();
         let key = Key::open(builders::key_path(self.data_dir(), number))?;
         builders::register(&client, &format!("local-{number}"), &key, &self.targets).await?;
         let work_dir = self.data_dir().join(format!("builder-{number}"));
-        let mut service = Service::new(Role::Builder, number, bin_dir, &self.data_dir.log())?
+        let mut service = Service::new(Role::Builder, number, &self.bin_dir, &self.data_dir.log())?
             .env("SERVER", self.lb_url())
             .env("KEY_FILE", &key.path)
-            .args(["--slots", &options.slots.to_string(), "--work-dir"])
+            .args(["--slots", &self.options.slots.to_string(), "--work-dir"])
             .args([work_dir]);
-        service.set_env(extra(options, Role::Builder));
+        service.set_env(extra(&self.options, Role::Builder));
+        if let Some(network) = network {
+            service.enter(network)?;
+        }
         service.spawn().await?;
         if let Some(process) = service.process() {
             builders::connected(&client, process, &key).await?;

@@ -7,7 +7,12 @@ use crate::{
     programs,
 };
 use anyhow::{Context, Result, bail};
-use std::{fmt::Write, fs, net::SocketAddr, time::Duration};
+use std::{
+    fmt::Write,
+    fs,
+    net::{Ipv4Addr, SocketAddr},
+    time::Duration,
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -23,6 +28,7 @@ const MAX_STATE_BYTES: u64 = 1 << 20;
 pub struct Haproxy {
     process: Option<Process>,
     command: Command,
+    address: Ipv4Addr,
     port: Port,
     stats: Port,
 }
@@ -35,19 +41,20 @@ pub struct Nodes {
 }
 
 impl Haproxy {
-    pub async fn start(data_dir: &DataDir, nodes: &Nodes) -> Result<Self> {
+    /// Listens on `address`, for its clients.
+    pub async fn start(data_dir: &DataDir, address: Ipv4Addr, nodes: &Nodes) -> Result<Self> {
         let (port, stats) = (Port::reserve()?, Port::reserve()?);
         let config = data_dir.path().join("haproxy.cfg");
-        fs::write(&config, render(TEMPLATE, port.address(), stats.address(), nodes))?;
+        fs::write(&config, render(TEMPLATE, (address, port.number()).into(), stats.address(), nodes))?;
         let command = Command::new("haproxy", programs::HAPROXY.find()?, &data_dir.log());
         let command = command.args(["-db", "-f"]).args([&config]);
-        let mut this = Self { process: None, command, port, stats };
+        let mut this = Self { process: None, command, address, port, stats };
         this.run().await?;
         Ok(this)
     }
 
     pub fn url(&self) -> String {
-        format!("http://{}", self.port.address())
+        format!("http://{}:{}", self.address, self.port.number())
     }
 
     pub async fn stop(&mut self) -> Result<()> {

@@ -11,6 +11,8 @@ pub mod data_dir;
 pub mod fixtures;
 pub mod haproxy;
 pub mod nats;
+pub mod network;
+mod options;
 pub mod ports;
 pub mod postgres;
 pub mod process;
@@ -21,5 +23,6 @@ pub mod secrets;
 pub mod services;
 mod spawner;
 
-pub use cluster::{Cluster, Options};
+pub use cluster::Cluster;
+pub use options::Options;
 pub use services::Role;

@@ -22,6 +22,9 @@ pub const HAPROXY: Program = Program { name: "haproxy", package: "haproxy" };
 pub const REDIS_SERVER: Program = Program { name: "redis-server", package: "redis-server" };
 pub const BUBBLEWRAP: Program = Program { name: "bwrap", package: "bubblewrap" };
 pub const SETPRIV: Program = Program { name: "setpriv", package: "util-linux" };
+pub const NSENTER: Program = Program { name: "nsenter", package: "util-linux" };
+/// Without it a machine has no networks of its own to cut: tests that need one say so.
+pub const IP: Program = Program { name: "ip", package: "iproute2" };
 /// What Rust links with and what build scripts compile C with.
 pub const CC: Program = Program { name: "cc", package: "build-essential" };
 

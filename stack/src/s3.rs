@@ -1,12 +1,15 @@
 //! An S3 server in this process, over a folder: the local stack takes the same code path as production.
 
-use crate::{data_dir::DataDir, secrets::Secrets};
+use crate::{data_dir::DataDir, ports::Port, secrets::Secrets};
 use anyhow::{Result, anyhow};
 use hyper::server::conn::http1;
 use hyper_util::rt::TokioIo;
-use s3s::{auth::SimpleAuth, service::S3ServiceBuilder};
+use s3s::{
+    auth::SimpleAuth,
+    service::{S3Service, S3ServiceBuilder},
+};
 use s3s_fs::FileSystem;
-use std::{fs, net::SocketAddr, sync::Arc, time::Duration};
+use std::{fs, sync::Arc, time::Duration};
 use tokio::{net::TcpListener, sync::Semaphore, task::JoinHandle};
 
 pub const BUCKET: &str = "cratemill";
@@ -19,10 +22,11 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
 #[derive(Debug)]
 pub struct S3 {
-    address: SocketAddr,
+    port: Port,
     access_key: String,
     secret_key: String,
-    server: JoinHandle<()>,
+    service: S3Service,
+    server: Option<JoinHandle<()>>,
 }
 
 impl S3 {
@@ -34,14 +38,31 @@ impl S3 {
         let files = FileSystem::new(&root).map_err(|error| anyhow!("{}: {error:?}", root.display()))?;
         let mut service = S3ServiceBuilder::new(files);
         service.set_auth(SimpleAuth::from_single(access_key.as_str(), secret_key.as_str()));
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
-        let address = listener.local_addr()?;
-        let server = tokio::spawn(serve(listener, service.build()));
-        Ok(Self { address, access_key, secret_key, server })
+        let (port, service) = (Port::reserve()?, service.build());
+        let mut this = Self { port, access_key, secret_key, service, server: None };
+        this.restart().await?;
+        Ok(this)
+    }
+
+    /// Takes it away: its connections break, and nobody listens any more.
+    pub async fn stop(&mut self) {
+        if let Some(server) = self.server.take() {
+            server.abort();
+            // It ends in no other way.
+            let _ = server.await;
+        }
+    }
+
+    /// Brings it back, on the same port and data.
+    pub async fn restart(&mut self) -> Result<()> {
+        self.stop().await;
+        let listener = TcpListener::bind(self.port.address()).await?;
+        self.server = Some(tokio::spawn(serve(listener, self.service.clone())));
+        Ok(())
     }
 
     pub fn endpoint(&self) -> String {
-        format!("http://{}", self.address)
+        format!("http://{}", self.port.address())
     }
 
     pub fn access_key(&self) -> &str {
@@ -55,11 +76,13 @@ impl S3 {
 
 impl Drop for S3 {
     fn drop(&mut self) {
-        self.server.abort();
+        if let Some(server) = &self.server {
+            server.abort();
+        }
     }
 }
 
-async fn serve(listener: TcpListener, service: s3s::service::S3Service) {
+async fn serve(listener: TcpListener, service: S3Service) {
     let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     // Ends its connections with itself.
     let mut connections = tokio::task::JoinSet::new();

@@ -1,6 +1,7 @@
 //! Cratemill's own programs as children: where they are, and how each is started, killed and started again.
 
 use crate::{
+    network::Network,
     ports::Port,
     process::{Command, Process, Signal},
 };
@@ -130,6 +131,12 @@ impl Service {
     pub fn args<T: Into<std::ffi::OsString>>(mut self, args: impl IntoIterator<Item = T>) -> Self {
         self.command = self.command.args(args);
         self
+    }
+
+    /// From its next start on it sees no network but this one.
+    pub fn enter(&mut self, network: &Network) -> Result<()> {
+        self.command = network.inside(self.command.clone())?;
+        Ok(())
     }
 
     /// For its next start.

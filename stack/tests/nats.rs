@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of a test fail as the test does")]
 
 use async_nats::{
-    Client, ConnectOptions, Event,
+    Client, ConnectOptions, Event, ServerAddr,
     jetstream::{self, consumer::pull, stream},
 };
 use cratemill_protocol::{Attempt, BuilderId, JobId, subjects};
@@ -14,6 +14,8 @@ use tokio::{sync::mpsc, time::timeout};
 
 /// A wrong permission shows as silence; a right one takes milliseconds.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// A cluster takes half a second to ten, on a machine that has nothing else to do.
+const ELECTION: Duration = Duration::from_mins(1);
 
 struct User {
     client: Client,
@@ -24,8 +26,9 @@ struct User {
 impl User {
     async fn connect(nats: &Nats, name: &str) -> Self {
         let (sender, errors) = mpsc::unbounded_channel();
-        let url: async_nats::ServerAddr = nats.url(name).unwrap().parse().unwrap();
-        let password = url.password().unwrap().to_owned();
+        let url = nats.url(name).unwrap();
+        let servers: Vec<ServerAddr> = url.split(',').map(|url| url.parse().unwrap()).collect();
+        let password = servers[0].password().unwrap().to_owned();
         // The client does not take them from the URL by itself.
         let client = ConnectOptions::with_user_and_password(name.into(), password)
             .custom_inbox_prefix(format!("_INBOX.{name}"))
@@ -37,7 +40,7 @@ impl User {
                     }
                 }
             })
-            .connect(url)
+            .connect(servers)
             .await
             .unwrap();
         Self { jetstream: jetstream::new(client.clone()), client, errors }
@@ -203,4 +206,56 @@ async fn what_is_stored_outlives_a_kill() {
     let dispatcher = User::connect(&nats, "dispatcher").await;
     let stream = dispatcher.jetstream.get_stream(subjects::BUILD_STREAM).await.unwrap();
     assert_eq!(stream.cached_info().state.messages, 1);
+}
+
+/// Any one of three may die: what is stored is there, and more can be stored.
+#[tokio::test]
+async fn a_cluster_outlives_whichever_server_leads() {
+    let data_dir = DataDir::temporary().unwrap();
+    let mut secrets = Secrets::open(data_dir.path()).unwrap();
+    let mut nats = Nats::start_servers(&data_dir, &mut secrets, 3).await.unwrap();
+    let jetstream = jetstream::new(nats.client().await.unwrap());
+    let config = stream::Config { name: "S".into(), num_replicas: 3, ..Default::default() };
+    jetstream.create_stream(config).await.unwrap();
+    nats.wait_for_replicas(ELECTION).await.unwrap();
+    jetstream.publish("S", "one".into()).await.unwrap().await.unwrap();
+
+    let first = nats.leader("S").await.unwrap();
+    nats.servers[first].kill9().await.unwrap();
+    let second = other_leader(&nats, first).await;
+    nats.servers[first].restart().await.unwrap();
+    nats.wait_for_replicas(ELECTION).await.unwrap();
+    nats.servers[second].stop().await.unwrap();
+    other_leader(&nats, second).await;
+    let stream = jetstream::new(nats.client().await.unwrap()).get_stream("S").await.unwrap();
+    assert_eq!(stream.cached_info().state.messages, 1);
+
+    // All of them, and in the same folder again.
+    nats.kill9().await.unwrap();
+    nats.restart().await.unwrap();
+    nats.wait_for_replicas(ELECTION).await.unwrap();
+    drop(nats);
+    let nats = Nats::start_servers(&data_dir, &mut secrets, 3).await.unwrap();
+    nats.wait_for_replicas(ELECTION).await.unwrap();
+    let stream = jetstream::new(nats.client().await.unwrap()).get_stream("S").await.unwrap();
+    assert_eq!(stream.cached_info().state.messages, 1);
+    drop(nats);
+
+    // Another number of servers has a store of its own.
+    let nats = Nats::start(&data_dir, &mut secrets).await.unwrap();
+    let jetstream = jetstream::new(nats.client().await.unwrap());
+    assert!(jetstream.get_stream("S").await.is_err());
+    assert!(Nats::start_servers(&data_dir, &mut secrets, 2).await.is_err());
+}
+
+/// Waits until somebody else leads.
+async fn other_leader(nats: &Nats, dead: usize) -> usize {
+    let deadline = tokio::time::Instant::now() + ELECTION;
+    loop {
+        match nats.leader("S").await {
+            Ok(leader) if leader != dead => return leader,
+            other => assert!(tokio::time::Instant::now() < deadline, "no other leads: {other:?}"),
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
 }

@@ -38,7 +38,7 @@ async fn an_entry_is_sent_again_only_when_it_changed() {
 
 #[tokio::test]
 async fn a_private_registry_wants_its_token_for_everything() {
-    let options = Options { token: Some("secret".into()), markers: true };
+    let options = Options { token: Some("secret".into()), markers: true, address: None };
     let registry = Registry::start(options).await.unwrap();
     let sha256 = registry.publish(&crates::hello_bin("0.1.0").unwrap()).unwrap();
     let download = format!("/dl/he/ll/hello-bin/{sha256}/hello-bin-0.1.0.crate");

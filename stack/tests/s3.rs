@@ -9,6 +9,10 @@ use cratemill_stack::{
 use cratemill_store::objects::{Error, ObjectStore, Objects};
 use http_body_util::{BodyExt, Full};
 use std::time::Duration;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
 
 fn objects(s3: &S3, secret_key: &str) -> Objects {
     Objects::new(&ObjectStore {
@@ -59,4 +63,23 @@ async fn a_wrong_key_is_refused_and_objects_stay_over_a_restart() {
     drop(s3);
     let s3 = S3::start(&data_dir, &mut secrets).await.unwrap();
     assert_eq!(objects(&s3, s3.secret_key()).get_bytes("log", 10).await.unwrap(), "text");
+}
+
+#[tokio::test]
+async fn it_goes_away_and_comes_back_where_it_was() {
+    let data_dir = DataDir::temporary().unwrap();
+    let mut s3 = S3::start(&data_dir, &mut Secrets::open(data_dir.path()).unwrap()).await.unwrap();
+    let objects = objects(&s3, s3.secret_key());
+    objects.put("log", Bytes::from_static(b"text"), "text/plain").await.unwrap();
+    // A connection under way, with half of a request.
+    let address = s3.endpoint().trim_start_matches("http://").to_owned();
+    let mut connection = TcpStream::connect(&address).await.unwrap();
+    connection.write_all(b"GET /cratemill/log HTTP/1.1\r\n").await.unwrap();
+
+    s3.stop().await;
+    assert_eq!(connection.read(&mut [0]).await.unwrap_or(0), 0, "it breaks");
+    TcpStream::connect(&address).await.unwrap_err();
+    assert!(matches!(objects.get_bytes("log", 10).await, Err(Error::Unavailable(_))));
+    s3.restart().await.unwrap();
+    assert_eq!(objects.get_bytes("log", 10).await.unwrap(), "text");
 }

@@ -30,6 +30,9 @@ pub(crate) struct Arguments {
     /// Builders, for this machine's target.
     #[arg(long, default_value_t = 1)]
     builder: usize,
+    /// NATS servers: 1, or 3 for a cluster that keeps three copies of each message.
+    #[arg(long, default_value = "1", value_parser = nats_servers)]
+    nats: usize,
     /// Start a Redis too.
     #[arg(long)]
     redis: bool,
@@ -49,6 +52,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<Running> {
         dispatcher: arguments.dispatcher,
         counter: arguments.counter,
         builder: arguments.builder,
+        nats: arguments.nats,
         redis: arguments.redis,
         bin_dir: Some(binaries::build(arguments.release).await?),
         ..Options::default()
@@ -62,6 +66,14 @@ pub(crate) async fn run(arguments: Arguments) -> Result<Running> {
         cluster.data_dir().join("log").display()
     ));
     Ok(Running { cluster, file: Some(file) })
+}
+
+fn nats_servers(text: &str) -> Result<usize, String> {
+    match text {
+        "1" => Ok(1),
+        "3" => Ok(3),
+        _ => Err("NATS runs with 1 server or with 3".into()),
+    }
 }
 
 /// Locks `.dev`, or says who has it; what a killed predecessor wrote there is no longer true.
