@@ -22,29 +22,41 @@ pub(super) struct Frame {
 impl Viewer {
     /// Opens the stream; what happened before counts too if `since` says so.
     pub(super) async fn open(base: &str, topics: &[&str], since: Option<&str>) -> Self {
+        Self::try_open(base, topics, since).await.expect("a live node answers")
+    }
+
+    /// None while no node takes viewers.
+    pub(super) async fn try_open(base: &str, topics: &[&str], since: Option<&str>) -> Option<Self> {
         let mut query: Vec<String> = topics.iter().map(|topic| format!("topic={topic}")).collect();
         query.extend(since.map(|id| format!("since={id}")));
         let url = format!("{base}/live/events?{}", query.join("&"));
         let response = reqwest::get(&url).await.expect("the load balancer answers");
+        if response.status() == 503 {
+            return None;
+        }
         assert_eq!(response.status(), 200, "{url}: {:?}", response.text().await);
-        Self { bytes: Box::pin(response.bytes_stream()), buffer: Vec::new() }
+        Some(Self { bytes: Box::pin(response.bytes_stream()), buffer: Vec::new() })
     }
 
     /// The next event; comments are passed over.
     pub(super) async fn next(&mut self) -> Frame {
+        self.try_next().await.expect("the stream goes on")
+    }
+
+    /// None once the stream has ended or is broken.
+    pub(super) async fn try_next(&mut self) -> Option<Frame> {
         tokio::time::timeout(PATIENCE, self.read()).await.expect("an event within the test's patience")
     }
 
-    async fn read(&mut self) -> Frame {
+    async fn read(&mut self) -> Option<Frame> {
         loop {
             while let Some(end) = self.buffer.windows(2).position(|pair| pair == b"\n\n") {
                 let frame: Vec<u8> = self.buffer.drain(..end + 2).collect();
                 if let Some(frame) = parse(std::str::from_utf8(&frame).expect("frames are UTF-8")) {
-                    return frame;
+                    return Some(frame);
                 }
             }
-            let chunk =
-                self.bytes.next().await.expect("the stream goes on").expect("the stream does not break");
+            let chunk = self.bytes.next().await?.ok()?;
             self.buffer.extend_from_slice(&chunk);
         }
     }

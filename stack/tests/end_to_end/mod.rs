@@ -1,8 +1,12 @@
 mod build;
+mod elected;
 mod events;
 mod failures;
+mod leaders;
 mod operations;
 mod peer;
+mod rolling;
 mod scene;
 mod sessions;
 mod uploads;
+mod work;

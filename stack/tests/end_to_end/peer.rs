@@ -66,8 +66,18 @@ pub(super) async fn register(client: &Client, name: &str, key: &PrivateKey, targ
 
 impl Peer {
     pub(super) async fn connect(cluster: &Cluster, encoding: Encoding, key: PrivateKey) -> Self {
+        Self::connect_at(&cluster.lb_url(), cluster, encoding, key).await
+    }
+
+    /// At another address than the load balancer's, which is still what it signs for.
+    pub(super) async fn connect_at(
+        address: &str,
+        cluster: &Cluster,
+        encoding: Encoding,
+        key: PrivateKey,
+    ) -> Self {
         let server = cluster.lb_url();
-        let socket = Box::new(open(&server, Some(encoding.subprotocol())).await.unwrap());
+        let socket = Box::new(open(address, Some(encoding.subprotocol())).await.unwrap());
         let targets = cluster.targets().iter().map(|target| Target::parse(target.clone()).unwrap()).collect();
         Self { socket, encoding, key, server, targets }
     }
