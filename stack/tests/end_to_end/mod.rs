@@ -1,4 +1,5 @@
 mod build;
+mod cut;
 mod elected;
 mod events;
 mod failures;
