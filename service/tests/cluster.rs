@@ -1,0 +1,74 @@
+//! The bus over three servers: copies, and what the death of a leader costs.
+
+#![allow(clippy::unwrap_used, reason = "helpers of a test fail as the test does")]
+
+use async_nats::jetstream::consumer::PullConsumer;
+use bytes::Bytes;
+use cratemill_protocol::{JobId, subjects};
+use cratemill_service::{bus::Bus, streams};
+use cratemill_stack::{data_dir::DataDir, nats::Nats, secrets::Secrets};
+use futures_util::StreamExt;
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+
+/// Elections take up to ten seconds on a machine that has nothing else to do.
+const PATIENCE: Duration = Duration::from_mins(1);
+const ACK_WAIT: Duration = Duration::from_secs(30);
+
+async fn connect(nats: &Nats, user: &str) -> Bus {
+    Bus::connect(&nats.url(user).unwrap().parse().unwrap(), user).await.unwrap()
+}
+
+async fn outcomes(bus: &Bus) -> PullConsumer {
+    let (stream, name) = (subjects::BUILD_STREAM, subjects::OUTCOMES_CONSUMER);
+    let shutdown = CancellationToken::new();
+    let consumer = streams::shared_consumer(bus, stream, name, subjects::BUILD_OUTCOMES, ACK_WAIT, &shutdown);
+    consumer.await.unwrap()
+}
+
+#[tokio::test]
+async fn streams_grow_to_three_copies_and_outlive_their_leader() {
+    let data_dir = DataDir::temporary().unwrap();
+    let mut secrets = Secrets::open(data_dir.path()).unwrap();
+    let mut nats = Nats::start_servers(&data_dir, &mut secrets, 3).await.unwrap();
+    let (dispatcher, api) = (connect(&nats, "dispatcher").await, connect(&nats, "api").await);
+    let shutdown = CancellationToken::new();
+    streams::ensure(&dispatcher, 1, &shutdown).await.unwrap();
+    outcomes(&dispatcher).await;
+    let store = async |job: i64| {
+        let subject = subjects::build_outcome(JobId(job));
+        api.store(&subject, &job.to_string(), Bytes::from(job.to_string()), PATIENCE).await.unwrap()
+    };
+    store(1).await;
+
+    streams::ensure(&dispatcher, 3, &shutdown).await.unwrap();
+    nats.wait_for_replicas(PATIENCE).await.unwrap();
+    let info = outcomes(&dispatcher).await.get_info().await.unwrap();
+    assert_eq!(info.cluster.unwrap().replicas.len(), 2, "a consumer has the copies of its stream");
+
+    let leader = nats.leader(subjects::BUILD_STREAM).await.unwrap();
+    nats.servers[leader].kill9().await.unwrap();
+    let stored = store(2).await;
+    assert!(stored.sequence == 2 && store(2).await.duplicate, "the id is known to the new leader");
+    let mut messages = take(&outcomes(&dispatcher).await, 2).await;
+    messages.sort();
+    assert_eq!(messages, ["1", "2"]);
+    let mut stream = dispatcher.jetstream.get_stream(subjects::BUILD_STREAM).await.unwrap();
+    assert_eq!(stream.info().await.unwrap().state.messages, 0);
+}
+
+/// Takes and acknowledges so many messages, whichever time it takes the consumer to have a leader.
+async fn take(consumer: &PullConsumer, count: usize) -> Vec<String> {
+    let taken = async {
+        let mut payloads = Vec::new();
+        while payloads.len() < count {
+            let Ok(mut batch) = consumer.fetch().max_messages(count).messages().await else { continue };
+            while let Some(Ok(message)) = batch.next().await {
+                message.double_ack().await.unwrap();
+                payloads.push(String::from_utf8(message.payload.to_vec()).unwrap());
+            }
+        }
+        payloads
+    };
+    tokio::time::timeout(PATIENCE, taken).await.expect("the messages come")
+}
