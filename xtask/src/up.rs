@@ -30,7 +30,8 @@ pub(crate) struct Arguments {
     /// Builders, for this machine's target.
     #[arg(long, default_value_t = 1)]
     builder: usize,
-    /// NATS servers: 1, or 3 for a cluster that keeps three copies of each message.
+    /// NATS servers: 1, or 3 for a cluster that keeps three copies of each message. Neither sees the messages of the
+    /// other: what was under way is done again.
     #[arg(long, default_value = "1", value_parser = nats_servers)]
     nats: usize,
     /// Start a Redis too.
