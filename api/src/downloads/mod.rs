@@ -32,8 +32,9 @@ const STORE_PATIENCE: Duration = Duration::from_secs(10);
 /// Between tries while the bus is away.
 const FIRST_WAIT: Duration = Duration::from_millis(50);
 const MAX_WAIT: Duration = Duration::from_secs(1);
-/// What the last counts get when the process drains; below the default of the drain itself.
-const FLUSH_PATIENCE: Duration = Duration::from_secs(10);
+/// What the last counts get when the process drains: longer than the bus takes to elect a leader, which is up to ten
+/// seconds, and below the default of the drain itself.
+const FLUSH_PATIENCE: Duration = Duration::from_secs(15);
 
 const COUNTED: &str = "cratemill_downloads_counted_total";
 const HELD: &str = "cratemill_downloads_held";
