@@ -40,12 +40,12 @@ impl Nats {
     pub async fn leader(&self, stream: &str) -> Result<usize> {
         let jetstream = self.jetstream().await?;
         let stream = jetstream.get_stream(stream).await?;
-        let Some(cluster) = &stream.cached_info().cluster else { return Ok(0) };
-        let name = cluster.leader.as_deref().context("nobody leads it")?;
-        // A server alone calls itself by an id.
+        // A server alone has no name that we know.
         if self.servers.len() == 1 {
             return Ok(0);
         }
+        let cluster = stream.cached_info().cluster.as_ref();
+        let name = cluster.and_then(|cluster| cluster.leader.as_deref()).context("nobody leads it")?;
         self.servers
             .iter()
             .position(|server| server.name() == name)
