@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep, timeout};
 /// One question, to a cluster that may just have lost its leader.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 /// A cluster elects a leader in half a second to ten; this is for a machine that is busy compiling.
-const ELECTION_TIMEOUT: Duration = Duration::from_mins(1);
+const ELECTION_TIMEOUT: Duration = Duration::from_mins(2);
 /// How often a state is asked for again.
 const POLL: Duration = Duration::from_millis(100);
 

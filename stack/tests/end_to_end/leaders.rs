@@ -15,7 +15,7 @@ use cratemill_stack::{cluster::Options, fixtures::crates, nats::Nats};
 use std::time::Duration;
 
 /// For servers that were killed to have everything again.
-const CATCH_UP: Duration = Duration::from_mins(1);
+const CATCH_UP: Duration = Duration::from_mins(2);
 const JOBS: usize = 6;
 /// Lines that a builder writes from a leader's death on, each after the one before was acknowledged.
 const LINES: u64 = 20;

@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 /// Of a node that was restarted, at the load balancer.
 const UP_AGAIN: Duration = Duration::from_secs(30);
 /// Of a NATS server that was restarted.
-const CATCH_UP: Duration = Duration::from_mins(1);
+const CATCH_UP: Duration = Duration::from_mins(2);
 const SERVICES: [(Role, usize); 4] =
     [(Role::Api, 3), (Role::Dispatcher, 2), (Role::Live, 2), (Role::Counter, 2)];
 const NATS: usize = 3;
