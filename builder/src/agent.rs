@@ -7,6 +7,7 @@ use crate::{
     job::{self, Context, Control},
     load,
     session::{Effect, Exit, Finished, Input, JobLimits, Session, Settings},
+    stop::{self, Stopper},
 };
 use cratemill_protocol::{
     Attempt, FailureClass, JobId, Outcome,
@@ -24,7 +25,6 @@ use tokio::{
     task::JoinSet,
     time::{sleep_until, timeout},
 };
-use tokio_util::sync::CancellationToken;
 
 const FIRST_RETRY: Duration = Duration::from_millis(500);
 const MOST_RETRY: Duration = Duration::from_secs(30);
@@ -58,7 +58,7 @@ pub enum Signal {
 /// A running attempt, as far as the agent steers it.
 #[derive(Debug)]
 struct Running {
-    cancel: CancellationToken,
+    stopper: Stopper,
     token: watch::Sender<Token>,
     credits: Arc<Semaphore>,
 }
@@ -131,7 +131,7 @@ impl Agent {
     /// An early end hands running attempts back, so that they need not wait for their leases to run out.
     async fn stop(mut self, early: bool) {
         for running in self.running.values() {
-            running.cancel.cancel();
+            running.stopper.stop(Duration::ZERO);
         }
         // Attempts wait for nobody any more.
         self.updates.1.close();
@@ -228,7 +228,7 @@ impl Agent {
                         Err(error) => return Some(Err(error)),
                     },
                     Effect::Start(job, limits) => self.start(*job, limits),
-                    Effect::Stop(job) => self.stop_attempt(job),
+                    Effect::Stop(job, grace) => self.stop_attempt(job, grace),
                     Effect::Renew(job, token) => {
                         if let Some(running) = self.running.get(&key(job)) {
                             running.token.send_replace(token);
@@ -296,9 +296,9 @@ impl Agent {
             target = %job.target, "Attempt started"
         );
         let (events, credits) = Events::new(job_ref, self.updates.0.clone());
-        let cancel = CancellationToken::new();
+        let (stopper, stop) = stop::channel();
         let (token, tokens) = watch::channel(job.token.clone());
-        let control = Control { cancel: cancel.clone(), token: tokens, limits };
+        let control = Control { stop, token: tokens, limits };
         let context = Arc::clone(&self.context);
         self.tasks.spawn(async move {
             // A task of its own: whatever goes wrong in there, the attempt gets an outcome.
@@ -309,15 +309,15 @@ impl Agent {
                 drop(events.finish(Finished::failed(FailureClass::Infrastructure, "the builder failed")).await);
             }
         });
-        self.running.insert(key(job_ref), Running { cancel, token, credits });
+        self.running.insert(key(job_ref), Running { stopper, token, credits });
     }
 
     /// Its outcome is welcome if the session still knows it; events of one that is lost go nowhere.
-    fn stop_attempt(&mut self, job: JobRef) {
+    fn stop_attempt(&mut self, job: JobRef, grace: Duration) {
         let known = self.session.attempts().any(|known| known == job);
         let Some(running) = self.running.get(&key(job)) else { return };
         tracing::info!(job = %job.job, attempt = %job.attempt, "Attempt is to stop");
-        running.cancel.cancel();
+        running.stopper.stop(grace);
         if !known {
             running.credits.close();
             self.running.remove(&key(job));

@@ -18,6 +18,7 @@ mod load;
 pub mod log;
 pub mod sandbox;
 pub mod session;
+pub mod stop;
 pub mod telemetry;
 pub mod toolchain;
 pub mod workdir;

@@ -23,6 +23,7 @@ use crate::{
     log::Log,
     sandbox::{Bounds, Sandbox},
     session::{Finished, JobLimits},
+    stop::Stop,
     workdir::{JobDir, WorkDir},
 };
 use cargo::Cargo;
@@ -40,7 +41,6 @@ use std::{
     time::{Duration, Instant},
 };
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
 use upload::Artifact;
 
 /// A failure's message is a sentence or two; it may quote what the crate or its build says, which has any length.
@@ -60,7 +60,7 @@ pub struct Context {
 /// How the session steers a running attempt.
 #[derive(Debug)]
 pub struct Control {
-    pub cancel: CancellationToken,
+    pub stop: Stop,
     pub token: watch::Receiver<Token>,
     pub limits: JobLimits,
 }
@@ -70,7 +70,7 @@ pub async fn run(context: Arc<Context>, job: Job, control: Control, events: Even
     let limits = context.caps.apply(&job.limits);
     let (log, pump) = Log::start(events.clone(), limits.log_bytes, control.limits.max_log_chunk_bytes);
     let wall = Duration::from_secs(u64::from(limits.wall_s));
-    let bounds = Bounds { limits, deadline: Instant::now() + wall, cancel: control.cancel.clone() };
+    let bounds = Bounds { limits, deadline: Instant::now() + wall, stop: control.stop };
     let attempt = Work { context: &context, job: &job, bounds: &bounds, log: &log };
     let finished = attempt.finish(control.token).await;
     drop(log);
@@ -269,7 +269,7 @@ impl Work<'_> {
     async fn bounded<T>(&self, future: impl Future<Output = T>) -> Result<T, Failure> {
         tokio::select! {
             result = future => Ok(result),
-            () = self.bounds.cancel.cancelled() => Err(Failure::Cancelled),
+            () = self.bounds.stop.asked() => Err(Failure::Cancelled),
             () = tokio::time::sleep_until(self.bounds.deadline.into()) => {
                 Err(Failure::breach(crate::sandbox::Breach::Wall, &self.bounds.limits))
             }

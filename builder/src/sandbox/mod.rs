@@ -13,7 +13,7 @@ pub use cgroup::Cgroups;
 pub(crate) use launch::inside;
 pub use supervise::{Line, Stdout};
 
-use crate::{log::Log, toolchain::Toolchain};
+use crate::{log::Log, stop::Stop, toolchain::Toolchain};
 use anyhow::{Context, bail};
 use cratemill_protocol::Limits;
 use std::{
@@ -22,7 +22,6 @@ use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
-use tokio_util::sync::CancellationToken;
 
 #[derive(Debug, Clone)]
 pub struct Sandbox {
@@ -63,7 +62,7 @@ pub struct Bind {
 pub struct Bounds {
     pub limits: Limits,
     pub deadline: Instant,
-    pub cancel: CancellationToken,
+    pub stop: Stop,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -17,14 +17,7 @@ pub(super) struct Usage {
 
 /// Adds up `root` and all below it. A process that ends meanwhile does not count.
 pub(super) fn usage_of_tree(root: u32) -> Usage {
-    let mut children: HashMap<u32, Vec<(u32, u64)>> = HashMap::new();
-    let Ok(entries) = fs::read_dir("/proc") else { return Usage::default() };
-    for entry in entries.flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-        if let Some((parent, threads)) = read_stat(pid) {
-            children.entry(parent).or_default().push((pid, threads));
-        }
-    }
+    let mut children = children();
     let mut usage = Usage::default();
     let mut todo = vec![root];
     while let Some(pid) = todo.pop() {
@@ -35,6 +28,18 @@ pub(super) fn usage_of_tree(root: u32) -> Usage {
         }
     }
     usage
+}
+
+/// Of each process its children, with their numbers of threads.
+fn children() -> HashMap<u32, Vec<(u32, u64)>> {
+    let mut children: HashMap<u32, Vec<(u32, u64)>> = HashMap::new();
+    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        if let Some((parent, threads)) = read_stat(pid) {
+            children.entry(parent).or_default().push((pid, threads));
+        }
+    }
+    children
 }
 
 /// Parent and number of threads.
@@ -67,15 +72,41 @@ fn parse_memory(status: &str) -> u64 {
 
 /// Ends a sandbox: with pid 1 of its namespace, every process in it dies.
 pub(super) fn kill_sandbox(launcher: u32, report: &Path) {
+    kill_pid(init_of(launcher, report).unwrap_or(launcher));
+}
+
+/// Tells what runs in a sandbox to end by itself: what its command has started, or the command if that is all there is.
+/// With the command the whole sandbox ends, so a command that waits for what it has started gives that the time it needs.
+pub(super) fn ask_to_end(launcher: u32, report: &Path) {
+    let Some(init) = init_of(launcher, report) else { return kill_pid(launcher) };
+    let mut children = children();
+    let mut take = |pid| children.remove(&pid).unwrap_or_default().into_iter().map(|(pid, _)| pid);
+    for command in take(init) {
+        let mut todo: Vec<_> = take(command).collect();
+        if todo.is_empty() {
+            send(command, Signal::SIGTERM);
+        }
+        while let Some(pid) = todo.pop() {
+            todo.extend(take(pid));
+            send(pid, Signal::SIGTERM);
+        }
+    }
+}
+
+/// Process 1 of a sandbox that is set up.
+fn init_of(launcher: u32, report: &Path) -> Option<u32> {
     let init = report_number(report, "child-pid").and_then(|pid| u32::try_from(pid).ok());
-    let init = init.filter(|pid| read_stat(*pid).is_some_and(|(parent, _)| parent == launcher));
-    kill_pid(init.unwrap_or(launcher));
+    init.filter(|pid| read_stat(*pid).is_some_and(|(parent, _)| parent == launcher))
 }
 
 fn kill_pid(pid: u32) {
+    send(pid, Signal::SIGKILL);
+}
+
+fn send(pid: u32, signal: Signal) {
     if let Ok(pid) = i32::try_from(pid) {
         // It fails only when the process is gone, which is what we want.
-        _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        _ = kill(Pid::from_raw(pid), signal);
     }
 }
 

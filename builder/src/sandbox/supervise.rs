@@ -12,6 +12,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use cratemill_protocol::Limits;
 use std::{
     path::Path,
+    pin::pin,
     process::Stdio,
     time::{Duration, Instant},
 };
@@ -118,11 +119,12 @@ pub(super) async fn run(
     let pumps = async {
         tokio::join!(pump_out(out, stdout, log), pump_err(err, &mut tail, log));
     };
-    // A log that nobody takes holds the pumps up, so only they end with the lease; the sandbox is watched all the time.
+    // A log that nobody takes holds the pumps up, so only they end with the attempt's time; the sandbox is watched all
+    // the time.
     let pumps = async {
         tokio::select! {
             () = pumps => {}
-            () = bounds.cancel.cancelled() => {}
+            () = bounds.stop.overdue() => {}
         }
     };
     let (ended, ()) = tokio::join!(supervised, pumps);
@@ -147,17 +149,34 @@ async fn supervise(
     log: &Log,
 ) -> Result<Option<Ended>, Error> {
     let launcher = child.id().unwrap_or_default();
+    let mut breach = pin!(async {
+        tokio::select! {
+            () = sleep_until(bounds.deadline.into()) => Breach::Wall,
+            () = log.overflow().cancelled() => Breach::Log,
+            breach = watch_usage(launcher, &bounds.limits, group) => breach,
+            breach = watch_output(watched) => breach,
+        }
+    });
     let ended = tokio::select! {
         status = child.wait() => {
             status?;
             return Ok(None);
         }
-        () = sleep_until(bounds.deadline.into()) => Ended::Killed(Breach::Wall),
-        () = bounds.cancel.cancelled() => Ended::Cancelled,
-        () = log.overflow().cancelled() => Ended::Killed(Breach::Log),
-        breach = watch_usage(launcher, &bounds.limits, group) => Ended::Killed(breach),
-        breach = watch_output(watched) => Ended::Killed(breach),
+        breach = &mut breach => Ended::Killed(breach),
+        () = bounds.stop.asked() => Ended::Cancelled,
     };
+    if ended == Ended::Cancelled {
+        process::ask_to_end(launcher, report);
+        tokio::select! {
+            status = child.wait() => {
+                status?;
+                return Ok(Some(ended));
+            }
+            () = bounds.stop.overdue() => {}
+            // Time to end is no time to do more harm.
+            _ = &mut breach => {}
+        }
+    }
     process::kill_sandbox(launcher, report);
     if timeout(KILL_WAIT, child.wait()).await.is_err() {
         child.kill().await?;

@@ -37,8 +37,9 @@ impl Session {
                 }
             }
             (ServerMessage::JobDone(job), Phase::Ready(_)) => self.forget_ended(job),
-            (ServerMessage::Cancel { job, attempt, why, .. }, Phase::Ready(_)) => {
-                self.cancel(JobRef { job, attempt }, why, effects);
+            (ServerMessage::Cancel { job, attempt, grace_s, why }, Phase::Ready(_)) => {
+                let grace = Duration::from_secs(u64::from(grace_s));
+                self.cancel(JobRef { job, attempt }, why, grace, effects);
             }
             (_, Phase::Login { .. } | Phase::Ready(_)) => {
                 self.reconnect(
@@ -125,7 +126,7 @@ impl Session {
     }
 
     fn can_take(&self, job: &Job) -> Result<(), String> {
-        if self.draining {
+        if self.is_draining() {
             Err("the builder is about to stop".into())
         } else if self.free_slots() == 0 {
             Err("no free slot".into())
@@ -148,12 +149,12 @@ impl Session {
         }
     }
 
-    fn cancel(&mut self, job: JobRef, why: CancelReason, effects: &mut Vec<Effect>) {
+    fn cancel(&mut self, job: JobRef, why: CancelReason, grace: Duration, effects: &mut Vec<Effect>) {
         match why {
             CancelReason::LeaseLost => self.lose(job, effects),
             CancelReason::Cancelled => {
                 if self.attempts.get(&Key::of(job)).is_some_and(Attempt::is_running) {
-                    effects.push(Effect::Stop(job));
+                    effects.push(Effect::Stop(job, grace));
                 }
             }
         }
@@ -162,7 +163,7 @@ impl Session {
     /// The attempt is no longer ours: stop it and say nothing more about it.
     fn lose(&mut self, job: JobRef, effects: &mut Vec<Effect>) {
         if self.attempts.remove(&Key::of(job)).is_some() {
-            effects.push(Effect::Stop(job));
+            effects.push(Effect::Stop(job, Duration::ZERO));
         }
     }
 

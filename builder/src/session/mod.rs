@@ -88,8 +88,8 @@ pub enum Effect {
     /// Measure the load and send a heartbeat with these attempts; ask the transport for a sign of life too.
     Heartbeat(Vec<JobRef>),
     Start(Box<Job>, JobLimits),
-    /// Kill what runs for this attempt.
-    Stop(JobRef),
+    /// Ask what runs for this attempt to end, and kill it after so long.
+    Stop(JobRef, Duration),
     /// A fresh token for this attempt's uploads.
     Renew(JobRef, Token),
     /// So many events are durable: the attempt may make as many more.
@@ -136,7 +136,8 @@ struct Ready {
     throttled: bool,
     /// What we asked for last.
     slots: Option<u16>,
-    /// The server wants us to ask for nothing more, until it greets us anew.
+    /// The operator wants us to take nothing more and to end when we have nothing left. A server that changes its mind
+    /// greets us anew.
     drained_by_server: bool,
 }
 
@@ -263,7 +264,7 @@ impl Session {
         self.send_events(now, effects);
         self.send_outcomes(now, effects);
         self.send_heartbeat(now, effects);
-        if self.draining && self.attempts.is_empty() {
+        if self.is_draining() && self.attempts.is_empty() {
             effects.push(Effect::Send(ClientMessage::Goodbye { why: "the builder stops".into() }));
             effects.push(Effect::Exit(Exit::Drained));
             return;
@@ -309,13 +310,17 @@ impl Session {
     }
 
     fn ask_for_jobs(&mut self, effects: &mut Vec<Effect>) {
-        let free = self.free_slots();
+        let slots = if self.is_draining() { 0 } else { self.free_slots() };
         let Phase::Ready(ready) = &mut self.phase else { return };
-        let slots = if self.draining || ready.drained_by_server { 0 } else { free };
         if ready.slots != Some(slots) {
             ready.slots = Some(slots);
             effects.push(Effect::Send(ClientMessage::JobRequest { slots }));
         }
+    }
+
+    /// Somebody wants the program to end when the running attempts have: its owner, or the service's operator.
+    fn is_draining(&self) -> bool {
+        self.draining || matches!(&self.phase, Phase::Ready(ready) if ready.drained_by_server)
     }
 
     /// An attempt keeps its slot until its outcome is durable: that bounds what waits here for a server that is away.

@@ -235,7 +235,7 @@ fn a_reconnect_offers_what_is_open_and_gives_up_what_is_lost() {
         effects.contains(&Effect::Credit(job_ref(7, 1), 1)),
         "what the server has counts as acknowledged"
     );
-    assert!(effects.contains(&Effect::Stop(job_ref(8, 1))));
+    assert!(effects.contains(&Effect::Stop(job_ref(8, 1), Duration::ZERO)));
     let resent: Vec<_> = sent(effects)
         .into_iter()
         .filter_map(
@@ -250,7 +250,7 @@ fn a_server_that_names_events_never_made_has_another_attempt_in_mind() {
     let (mut session, now) = running();
     let effects =
         receive(&mut session, ServerMessage::EventAck { job: JobId(7), attempt: Attempt(1), seq: 9 }, now);
-    assert!(effects.contains(&Effect::Stop(job_ref(7, 1))));
+    assert!(effects.contains(&Effect::Stop(job_ref(7, 1), Duration::ZERO)));
     assert_eq!(session.attempts().count(), 0);
 }
 
@@ -258,7 +258,7 @@ fn a_server_that_names_events_never_made_has_another_attempt_in_mind() {
 fn a_newer_attempt_replaces_the_older_one() {
     let (mut session, now) = running();
     let effects = receive(&mut session, ServerMessage::Jobs { jobs: vec![job(7, 2)] }, now);
-    assert!(effects.contains(&Effect::Stop(job_ref(7, 1))));
+    assert!(effects.contains(&Effect::Stop(job_ref(7, 1), Duration::ZERO)));
     assert_eq!(session.attempts().collect::<Vec<_>>(), [job_ref(7, 2)]);
 }
 
@@ -266,10 +266,13 @@ fn a_newer_attempt_replaces_the_older_one() {
 fn cancelling_stops_and_losing_forgets() {
     let cancel = |why| ServerMessage::Cancel { job: JobId(7), attempt: Attempt(1), grace_s: 5, why };
     let (mut session, now) = running();
-    assert_eq!(receive(&mut session, cancel(CancelReason::Cancelled), now), [Effect::Stop(job_ref(7, 1))]);
+    assert_eq!(
+        receive(&mut session, cancel(CancelReason::Cancelled), now),
+        [Effect::Stop(job_ref(7, 1), Duration::from_secs(5))]
+    );
     assert_eq!(session.attempts().count(), 1, "its outcome is to come");
     let effects = receive(&mut session, cancel(CancelReason::LeaseLost), now);
-    assert!(effects.contains(&Effect::Stop(job_ref(7, 1))));
+    assert!(effects.contains(&Effect::Stop(job_ref(7, 1), Duration::ZERO)));
     assert_eq!(session.attempts().count(), 0);
     assert!(sent(session.handle(Input::Finished(job_ref(7, 1), Box::new(failed())), now)).is_empty());
 }
@@ -305,16 +308,36 @@ fn draining_finishes_and_says_goodbye() {
 }
 
 #[test]
-fn a_server_that_drains_us_gets_no_request_until_it_greets_us_anew() {
+fn an_operator_that_drains_us_gets_no_request_and_our_end() {
     let (mut session, now) = ready(1);
+    let effects = receive(&mut session, ServerMessage::Drain, now);
+    assert!(matches!(
+        &effects[..],
+        [Effect::Send(ClientMessage::Goodbye { .. }), Effect::Exit(Exit::Drained)]
+    ));
+
+    let (mut session, now) = running();
     assert_eq!(
         sent(receive(&mut session, ServerMessage::Drain, now)),
         [ClientMessage::JobRequest { slots: 0 }]
     );
+    let rejected = sent(receive(&mut session, ServerMessage::Jobs { jobs: vec![job(8, 1)] }, now));
+    assert!(matches!(
+        &rejected[..],
+        [ClientMessage::JobRejected { .. }, ClientMessage::JobRequest { slots: 0 }]
+    ));
+    // It changed its mind: it greets us anew, and says nothing of a drain.
     session.handle(Input::Disconnected, now);
     session.handle(Input::Connected, now);
-    let effects = receive(&mut session, welcome(1, vec![]), now);
-    assert!(sent(effects).contains(&ClientMessage::JobRequest { slots: 1 }));
+    let go_on = Resumed::Continue {
+        job: JobId(7),
+        attempt: Attempt(1),
+        next_seq: 1,
+        lease_s: 60,
+        token: Token::new("fresh"),
+    };
+    let effects = receive(&mut session, welcome(1, vec![go_on]), now);
+    assert!(!effects.iter().any(|effect| matches!(effect, Effect::Exit(_))));
 }
 
 /// The server would end the connection, we would resume and send it again: for ever.

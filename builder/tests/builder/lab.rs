@@ -9,6 +9,7 @@ use cratemill_builder::{
     job::{self, Context, Control},
     sandbox::{Cgroups, Sandbox},
     session::{Finished, JobLimits},
+    stop,
     toolchain::Toolchain,
     workdir::WorkDir,
 };
@@ -18,10 +19,9 @@ use cratemill_protocol::{
     token::Token,
 };
 use ssh_key::{Algorithm, PrivateKey, rand_core::OsRng};
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 use tempfile::TempDir;
 use tokio::sync::{mpsc, watch};
-use tokio_util::sync::CancellationToken;
 
 pub(crate) struct Lab {
     pub(crate) service: Service,
@@ -111,22 +111,23 @@ impl Lab {
     }
 
     pub(crate) async fn run(&self, job: Job) -> Run {
-        self.run_until(job, CancellationToken::new(), |_| false).await
+        self.run_until(job, Duration::ZERO, |_| false).await
     }
 
-    /// Cancels when an event wants it.
+    /// Cancels when an event wants it, and kills what is left after `grace`.
     pub(crate) async fn run_until(
         &self,
         job: Job,
-        cancel: CancellationToken,
-        stop: impl Fn(&Event) -> bool,
+        grace: Duration,
+        wants_end: impl Fn(&Event) -> bool,
     ) -> Run {
         let (sender, mut updates) = mpsc::channel(UPDATES);
         let job_ref = JobRef { job: job.id, attempt: job.attempt };
         let (events, credits) = Events::new(job_ref, sender);
         let (_token, token) = watch::channel(job.token.clone());
         let limits = JobLimits { max_log_chunk_bytes: 32 * 1024 };
-        let control = Control { cancel: cancel.clone(), token, limits };
+        let (stopper, stop) = stop::channel();
+        let control = Control { stop, token, limits };
         let task = tokio::spawn(job::run(Arc::clone(&self.context), job, control, events));
         let (mut log, mut stages) = (String::new(), Vec::new());
         loop {
@@ -134,8 +135,8 @@ impl Lab {
             match update.news {
                 News::Event(event) => {
                     credits.add_permits(1);
-                    if stop(&event) {
-                        cancel.cancel();
+                    if wants_end(&event) {
+                        stopper.stop(grace);
                     }
                     match event {
                         Event::Stage { stage } => stages.push(stage),

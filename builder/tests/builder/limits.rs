@@ -5,7 +5,7 @@ use crate::{
     lab::{Lab, Run},
 };
 use cratemill_protocol::{FailureClass, Limits, Outcome, builder::Event};
-use tokio_util::sync::CancellationToken;
+use std::time::{Duration, Instant};
 
 const MIB: u64 = 1 << 20;
 
@@ -160,19 +160,47 @@ async fn leaves_processes_behind() {
     let run = lab.build_within(source, Limits { wall_s: 5, ..limits() }).await;
     // Cargo waits for whoever holds its pipe: that is the crate's time.
     run.assert_failed(FailureClass::Timeout, "killed: took longer than 5 s");
-    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
-        let command = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        assert_ne!(command, b"/bin/sleep\x004242\0", "a process outlived its sandbox");
-    }
+    assert_no_process(b"/bin/sleep\x004242\0");
 }
 
 #[tokio::test]
 async fn is_cancelled() {
     let mut lab = Lab::new().await;
     let job = lab.job(fixture::with_build_script("loop { std::thread::park(); }"));
-    let compiling = |event: &Event| matches!(event, Event::Log { text, .. } if text.contains("Compiling"));
-    let run = lab.run_until(job, CancellationToken::new(), compiling).await;
+    let run = lab.run_until(job, Duration::ZERO, compiling).await;
     assert_eq!(run.finished.outcome, Outcome::Cancelled);
+}
+
+fn compiling(event: &Event) -> bool {
+    matches!(event, Event::Log { text, .. } if text.contains("Compiling"))
+}
+
+#[tokio::test]
+async fn ends_by_itself_when_it_is_asked_to() {
+    let mut lab = Lab::new().await;
+    let job = lab.job(fixture::with_build_script("loop { std::thread::park(); }"));
+    let begun = Instant::now();
+    let run = lab.run_until(job, Duration::from_mins(1), compiling).await;
+    assert_eq!(run.finished.outcome, Outcome::Cancelled);
+    assert!(run.log.contains("SIGTERM"), "cargo had the time to say what ended: {}", run.log);
+    assert!(begun.elapsed() < Duration::from_mins(1), "nobody waits for what has ended");
+}
+
+#[tokio::test]
+async fn is_killed_when_it_does_not_end_by_itself() {
+    let mut lab = Lab::new().await;
+    let stubborn = "std::process::Command::new(\"/bin/sh\").args([\"-c\", \"trap '' TERM; /bin/sleep 4343\"]).status().unwrap();";
+    let job = lab.job(fixture::with_build_script(stubborn));
+    let run = lab.run_until(job, Duration::from_secs(1), compiling).await;
+    assert_eq!(run.finished.outcome, Outcome::Cancelled);
+    assert_no_process(b"/bin/sleep\x004343\0");
+}
+
+fn assert_no_process(command: &[u8]) {
+    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+        let of_process = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        assert_ne!(of_process, command, "a process outlived its sandbox");
+    }
 }
 
 #[tokio::test]
