@@ -31,6 +31,7 @@ pub use config::Config;
 pub use downloads::Counts;
 pub use source::Sources;
 pub use state::App;
+pub use upload::Underway;
 
 use anyhow::Context as _;
 use cratemill_service::{Context, bus::Bus, http};

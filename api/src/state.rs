@@ -1,6 +1,6 @@
 //! What every handler of the node shares. Nothing in it outlives a request except connections and counts on their way.
 
-use crate::{auth::AdminToken, config::Config, downloads::Counts, source::Sources};
+use crate::{auth::AdminToken, config::Config, downloads::Counts, source::Sources, upload::Underway};
 use cratemill_protocol::token::Signer;
 use cratemill_service::bus::Bus;
 use cratemill_store::{PgPool, objects::Objects};
@@ -17,6 +17,7 @@ pub struct App {
     pub(crate) admin: AdminToken,
     pub counts: Counts,
     pub sources: Sources,
+    pub uploads: Underway,
     /// Work that goes on when its client is gone: cleaning up after it.
     pub tasks: TaskTracker,
 }
@@ -29,6 +30,7 @@ impl App {
             admin: AdminToken::new(&config.admin_token),
             counts: Counts::new(&config.node, cratemill_service::clock::now_ms()),
             sources: Sources::new(&config)?,
+            uploads: Underway::default(),
             tasks: TaskTracker::new(),
             config: Arc::new(config),
             pool,

@@ -4,7 +4,11 @@
 //! attempt's signed manifest. Each upload has an object of its own, so that one that fails late cannot take away what
 //! another has stored.
 
+mod pace;
 mod pipe;
+mod underway;
+
+pub use underway::Underway;
 
 use crate::{
     App, auth,
@@ -49,11 +53,12 @@ struct Stored {
     (status = 400, body = ProblemBody, content_type = "application/problem+json", description = "bad name, header or length"),
     (status = 401, body = ProblemBody, content_type = "application/problem+json", description = "no good job token"),
     (status = 403, body = ProblemBody, content_type = "application/problem+json", description = "another job's token"),
-    (status = 408, body = ProblemBody, content_type = "application/problem+json", description = "the body stopped coming"),
+    (status = 408, body = ProblemBody, content_type = "application/problem+json", description = "the body stopped coming, or comes too slowly"),
     (status = 409, body = ProblemBody, content_type = "application/problem+json", description = "the attempt lost the job"),
     (status = 411, body = ProblemBody, content_type = "application/problem+json", description = "no content-length"),
     (status = 413, body = ProblemBody, content_type = "application/problem+json", description = "too large"),
     (status = 422, body = ProblemBody, content_type = "application/problem+json", description = "another digest"),
+    (status = 429, body = ProblemBody, content_type = "application/problem+json", description = "too many uploads of the attempt at once"),
     (status = 503, body = ProblemBody, content_type = "application/problem+json", description = "try again"),
 ))]
 async fn put(
@@ -67,8 +72,15 @@ async fn put(
     if !uploads::allowed(&mut *app.pool.acquire().await?, job, claims.attempt).await? {
         return Err(lost(job, claims.attempt));
     }
+    let Some(underway) = app.uploads.begin(job, claims.attempt) else {
+        let detail = "the attempt has too many uploads under way: end one first";
+        return Err(Problem::new(StatusCode::TOO_MANY_REQUESTS, detail));
+    };
     // Beside the connection: what a client that goes away has begun is still cleaned up.
-    let task = app.tasks.clone().spawn(store(app, job, claims.attempt, upload, body));
+    let task = app.tasks.clone().spawn(async move {
+        let _underway = underway;
+        store(app, job, claims.attempt, upload, body).await
+    });
     task.await.map_err(|error| {
         tracing::error!(%error, %job, "an upload panicked");
         Problem::internal()
@@ -167,6 +179,7 @@ async fn discard(app: &App, upload: &Upload) {
 fn refuse(broken: Broken) -> Problem {
     match broken {
         Broken::Silent => Problem::new(StatusCode::REQUEST_TIMEOUT, "the body stopped coming"),
+        Broken::Slow => Problem::new(StatusCode::REQUEST_TIMEOUT, "the body comes too slowly"),
         Broken::Length => Problem::bad_request("the body is not as long as content-length says"),
         Broken::Digest(is) => Problem::invalid(SHA256, format!("the body's SHA-256 is {is}")),
         Broken::Sink => Problem::unavailable("the object store is away, try again"),

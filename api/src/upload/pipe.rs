@@ -1,5 +1,6 @@
 //! From a request's body to the object store, hashed on its way, in constant memory.
 
+use super::pace::{Pace, SILENCE};
 use axum::body::Body;
 use bytes::Bytes;
 use cratemill_protocol::Sha256Hex;
@@ -10,12 +11,9 @@ use std::{
     io,
     pin::Pin,
     task::{Context, Poll},
-    time::Duration,
 };
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::Instant};
 
-/// A builder that sends nothing for this long is gone; its lease is not much longer.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Chunks between the two ends: one on its way in, one on its way out, and some slack.
 const CHUNKS: usize = 4;
 
@@ -25,6 +23,7 @@ type Sink = mpsc::Sender<io::Result<Bytes>>;
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Broken {
     Silent,
+    Slow,
     /// Longer or shorter than announced, or broken off.
     Length,
     Digest(Sha256Hex),
@@ -55,12 +54,16 @@ pub(crate) async fn verify(
 }
 
 async fn pass_on(mut body: Body, length: u64, sha256: Sha256Hex, sink: Option<&Sink>) -> Result<(), Broken> {
-    let (mut hasher, mut left, mut last) = (Sha256::new(), length, None);
+    let (mut hasher, mut left, mut last, mut pace) = (Sha256::new(), length, None, Pace::default());
     loop {
-        let frame = tokio::time::timeout(IDLE_TIMEOUT, body.frame()).await.map_err(|_| Broken::Silent)?;
+        let asked = Instant::now();
+        let frame = tokio::time::timeout(SILENCE, body.frame()).await.map_err(|_| Broken::Silent)?;
         let Some(frame) = frame else { break };
         let Ok(chunk) = frame.map_err(|_| Broken::Length)?.into_data() else { continue };
         left = left.checked_sub(chunk.len() as u64).ok_or(Broken::Length)?;
+        if !pace.is_kept(chunk.len(), asked.elapsed()) {
+            return Err(Broken::Slow);
+        }
         hasher.update(&chunk);
         if let Some(earlier) = last.replace(chunk) {
             send(sink, earlier).await?;
@@ -161,6 +164,18 @@ mod tests {
         let silent = Body::from_stream(stream::pending::<io::Result<Bytes>>());
         let result = verify(silent, 1, Sha256Hex::of(b""), None).await;
         assert!(matches!(result, Err(Broken::Silent)), "{result:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn crawling_ends_it() {
+        let crawling = stream::unfold((), async |()| {
+            tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+            Some((Ok::<_, io::Error>(Bytes::from_static(b"x")), ()))
+        });
+        let begun = Instant::now();
+        let result = verify(Body::from_stream(crawling), 1 << 30, Sha256Hex::of(b""), None).await;
+        assert!(matches!(result, Err(Broken::Slow)), "{result:?}");
+        assert!(begun.elapsed() < 2 * SILENCE);
     }
 
     #[tokio::test]
