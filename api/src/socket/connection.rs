@@ -6,6 +6,7 @@ use super::{
     database,
     effects::{Effect, Input, Work},
     inbox,
+    lobby::Place,
     session::Session,
 };
 use axum::extract::ws::{CloseFrame, Message, WebSocket};
@@ -26,7 +27,7 @@ use std::{
     },
     time::{Duration, Instant},
 };
-use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 
 /// A builder that takes nothing for this long is gone.
 const SEND_TIMEOUT: Duration = Duration::from_secs(10);
@@ -39,8 +40,8 @@ struct Connection {
     sockets: Arc<Sockets>,
     session: Session,
     inputs: mpsc::Sender<Input>,
-    /// Held until the builder is logged in.
-    login: Option<OwnedSemaphorePermit>,
+    /// Until the builder is logged in.
+    place: Option<Place>,
     builder: Option<(BuilderId, String)>,
     attempts: HashMap<JobRef, Attempt>,
     /// The builder's newest demand; published by a task of its own, so that only the newest is.
@@ -48,12 +49,7 @@ struct Connection {
     draining: Arc<AtomicBool>,
 }
 
-pub(super) async fn run(
-    socket: WebSocket,
-    encoding: Encoding,
-    sockets: Arc<Sockets>,
-    login: OwnedSemaphorePermit,
-) {
+pub(super) async fn run(socket: WebSocket, encoding: Encoding, sockets: Arc<Sockets>, place: Place) {
     let id = uuid::Uuid::new_v4().simple().to_string();
     let mut nonce = Nonce([0; 32]);
     rand::rng().fill_bytes(&mut nonce.0);
@@ -66,7 +62,7 @@ pub(super) async fn run(
         sockets,
         session,
         inputs,
-        login: Some(login),
+        place: Some(place),
         builder: None,
         attempts: HashMap::new(),
         demand: None,
@@ -98,6 +94,7 @@ impl Connection {
                 },
                 Some(input) = receiver.recv() => input,
                 () = shutdown.cancelled() => Input::Shutdown,
+                () = place_wanted(self.place.as_ref()) => Input::PlaceWanted,
                 () = tokio::time::sleep_until(deadline) => Input::Tick,
             };
             if let (Input::Opened(_), Some((builder, _))) = (&input, &self.builder) {
@@ -142,13 +139,20 @@ impl Connection {
             Effect::Send(message) => self.send(&message).await,
             Effect::Close { reason, message } => self.close(reason, message).await,
             Effect::FindKey(fingerprint) => {
-                let pool = self.sockets.pool.clone();
-                self.answer(async move { database::find_key(&pool, &fingerprint).await.map(Input::Key) });
+                let (pool, lookups) = (self.sockets.pool.clone(), self.sockets.lookups.clone());
+                self.answer(async move {
+                    let _turn = lookups.acquire_owned().await?;
+                    database::find_key(&pool, &fingerprint).await.map(Input::Key)
+                });
                 Ok(())
             }
             Effect::Open { builder, name, targets, resume } => {
-                self.login = None;
-                self.open(builder, name, targets, resume);
+                if self.sockets.returns.may_log_in(builder, Instant::now()) {
+                    self.place = None;
+                    self.open(builder, name, targets, resume);
+                } else {
+                    self.answer(std::future::ready(Ok(Input::TooManyLogins)));
+                }
                 Ok(())
             }
             Effect::Ask { slots, answered } => {
@@ -246,7 +250,13 @@ impl Connection {
         match tokio::time::timeout(SEND_TIMEOUT, self.socket.send(frame)).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) => Err("cannot send"),
-            Err(_) => Err("the builder takes nothing"),
+            Err(_) => {
+                let builder = self.builder.as_ref().map(|(builder, _)| builder.0);
+                // It would not read a reason either.
+                tracing::info!(connection = self.id, builder, "dropping a builder that takes nothing");
+                metrics::counter!("cratemill_builder_closes_total", "reason" => "takes_nothing").increment(1);
+                Err("the builder takes nothing")
+            }
         }
     }
 
@@ -270,6 +280,13 @@ impl Connection {
             // The session expires by itself.
             tracing::warn!(%builder, error = format!("{error:#}"), "cannot record that a builder left");
         }
+    }
+}
+
+async fn place_wanted(place: Option<&Place>) {
+    match place {
+        Some(place) => place.wanted().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -16,6 +16,10 @@ pub(super) enum Input {
     Malformed(String),
     FrameTooLarge,
     Key(Option<Login>),
+    /// It is not logged in, and others who come want its place.
+    PlaceWanted,
+    /// The signature is good, but there were many before.
+    TooManyLogins,
     /// The session is recorded; the answers to the builder's resumes, and how much of each log is stored.
     Opened(Vec<Resumed>),
     Assigned(Vec<Job>),

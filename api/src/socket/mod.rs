@@ -10,7 +10,9 @@ mod database;
 mod effects;
 mod groups;
 mod inbox;
+mod lobby;
 mod ready;
+mod returns;
 mod session;
 
 #[cfg(test)]
@@ -18,7 +20,7 @@ mod session_tests;
 
 use crate::{App, Sources, problem::Problem};
 use axum::{
-    Router,
+    Extension, Router,
     extract::{State, WebSocketUpgrade, ws::rejection::WebSocketUpgradeRejection},
     http::{HeaderMap, header},
     response::Response,
@@ -30,10 +32,12 @@ use cratemill_protocol::{
     codec::Encoding,
     token::Signer,
 };
-use cratemill_service::bus::Bus;
+use cratemill_service::{bus::Bus, http::PeerAddr};
 use cratemill_store::PgPool;
 use effects::Input;
 use groups::{Groups, Means};
+use lobby::Lobby;
+use returns::Returns;
 use session::Config;
 use std::{
     collections::HashMap,
@@ -46,8 +50,8 @@ use std::{
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-/// Connections that are not logged in yet; a login takes milliseconds, so this many wait only under attack.
-const MAX_LOGINS: usize = 512;
+/// Keys looked up at once: what strangers ask leaves most of the database's connections to those who are in.
+const MAX_LOOKUPS: usize = 4;
 /// A WebSocket's own buffers: small, since an idle builder sends nothing. Larger frames grow them for a moment.
 const READ_BUFFER_BYTES: usize = 512;
 /// Answers and bus messages that wait for a connection's loop.
@@ -66,7 +70,9 @@ pub(crate) struct Sockets {
     groups: Groups,
     /// Whether builders may log in: this node hears what is said to it.
     open: AtomicBool,
-    logins: Arc<Semaphore>,
+    lobby: Arc<Lobby>,
+    lookups: Arc<Semaphore>,
+    returns: Returns,
     /// Every connection, and every attempt that still has something to store.
     tasks: TaskTracker,
     shutdown: CancellationToken,
@@ -109,7 +115,9 @@ impl Sockets {
             connections: Mutex::default(),
             groups,
             open: AtomicBool::new(false),
-            logins: Arc::new(Semaphore::new(MAX_LOGINS)),
+            lobby: Arc::default(),
+            lookups: Arc::new(Semaphore::new(MAX_LOOKUPS)),
+            returns: Returns::default(),
             tasks: TaskTracker::new(),
             shutdown,
         };
@@ -151,6 +159,7 @@ impl Sockets {
 
 async fn upgrade(
     State(sockets): State<Arc<Sockets>>,
+    Extension(peer): Extension<PeerAddr>,
     headers: HeaderMap,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, Problem> {
@@ -162,8 +171,7 @@ async fn upgrade(
     if !sockets.open.load(Ordering::Acquire) {
         return Err(Problem::unavailable("this node lets no builder in yet"));
     }
-    let login = sockets.logins.clone().try_acquire_owned();
-    let login = login.map_err(|_| Problem::unavailable("this node has no room for another login now"))?;
+    let place = sockets.lobby.enter(lobby::address(&headers, peer));
     let upgrade = upgrade
         .protocols([encoding.subprotocol()])
         .max_message_size(MAX_FRAME_BYTES)
@@ -174,7 +182,7 @@ async fn upgrade(
     Ok(upgrade.on_upgrade(async move |socket| {
         let tasks = sockets.tasks.clone();
         // Tracked, so that a drain waits for the close frame to be sent.
-        let _ = tasks.spawn(connection::run(socket, encoding, sockets, login)).await;
+        let _ = tasks.spawn(connection::run(socket, encoding, sockets, place)).await;
     }))
 }
 

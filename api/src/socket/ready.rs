@@ -123,6 +123,9 @@ impl Ready {
     fn event(&mut self, event: JobEvent) -> Vec<Effect> {
         let job = JobRef { job: event.job, attempt: event.attempt };
         let Some(progress) = self.attempts.get_mut(&job) else { return vec![lease_lost(job)] };
+        if !progress.accepted {
+            return close(CloseReason::Protocol, "an attempt begins with its acceptance");
+        }
         if event.seq <= progress.received {
             // A repeat: what is stored is acknowledged again, what is under way will be.
             return vec![event_ack(job, progress.stored)];

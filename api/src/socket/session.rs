@@ -42,6 +42,12 @@ pub(super) struct Config {
     pub login_timeout: Duration,
 }
 
+impl Config {
+    pub(super) fn lease(&self) -> Duration {
+        Duration::from_secs(u64::from(self.lease_s))
+    }
+}
+
 #[derive(Debug)]
 enum State {
     Hello,
@@ -73,7 +79,7 @@ pub(super) struct Session {
 
 impl Session {
     pub(super) fn new(config: Config, connection: String, nonce: Nonce, now: Instant) -> Self {
-        let bucket = Bucket::new(MESSAGES_PER_S, MESSAGES_BURST, now);
+        let bucket = Bucket::new(f64::from(MESSAGES_PER_S), MESSAGES_BURST, now);
         Self { config, connection, nonce, state: State::Hello, bucket, heard: now, sent: now, opened: now }
     }
 
@@ -124,6 +130,11 @@ impl Session {
             Input::Undrain => close(CloseReason::Draining, "the builder drains no longer, connect again"),
             Input::Shutdown => close(CloseReason::Draining, "this node goes away, connect again"),
             Input::Failed(why) => close(CloseReason::Internal, why),
+            Input::PlaceWanted => close(
+                CloseReason::LoginTimeout,
+                "too many connections wait for a login, and this one longest",
+            ),
+            Input::TooManyLogins => close(CloseReason::Flood, "this builder logs in too often"),
             Input::Tick => self.tick(now),
             Input::Key(login) => self.key(login),
             Input::Opened(resumed) => self.opened(resumed),
