@@ -142,7 +142,7 @@ async fn show_version(
         blocked: version.blocked,
         sha256: version.sha256.to_string(),
         artifacts: made.into_iter().map(|row| Artifact::new(row, &app.config.public_url)).collect(),
-        jobs: jobs.into_iter().map(|job| Job::new(job, None)).collect(),
+        jobs: jobs.into_iter().map(|job| Job::new(job, None, None)).collect(),
     }))
 }
 

@@ -2,7 +2,7 @@
 
 use crate::config::PublicUrl;
 use cratemill_protocol::{Attempt, Features, JobId, JobState, Kind, Priority, Stage, manifest::Manifest};
-use cratemill_store::{artifacts, attempts, builders, jobs, versions};
+use cratemill_store::{artifacts, attempts, builders, estimates, jobs, versions};
 use serde::Serialize;
 use time::OffsetDateTime;
 use utoipa::{
@@ -46,8 +46,11 @@ pub(crate) struct Job {
     #[serde(with = "time::serde::rfc3339")]
     run_at: OffsetDateTime,
     builder: Option<BuilderRef>,
-    /// How many queued jobs go before it, plus one. Null in lists, and when it is not queued.
+    /// How many queued jobs go before it, plus one; 10000 stands for that or more. Null in lists, and when it is not
+    /// queued.
     queue_position: Option<i64>,
+    /// Null in lists, once it ended, and when nothing is known.
+    estimate: Option<Estimate>,
     /// Of the newest attempt that failed.
     failure: Option<Failure>,
     /// The job this one follows from or repeats.
@@ -73,8 +76,29 @@ pub(crate) struct Failure {
     message: String,
 }
 
+/// From what was built before: of the crate, else of all of the kind and target.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Estimate {
+    /// Seconds until it is likely to start; null once it has, or when nobody builds for its target now.
+    starts_in_s: Option<f64>,
+    /// Seconds from its start to its end; null when nothing like it was built lately.
+    takes_s: Option<f64>,
+}
+
+impl From<estimates::Estimate> for Estimate {
+    fn from(estimate: estimates::Estimate) -> Self {
+        // More digits would be a promise.
+        let rounded = |seconds: f64| (seconds * 10.0).round() / 10.0;
+        Self { starts_in_s: estimate.starts_in_s.map(rounded), takes_s: estimate.takes_s.map(rounded) }
+    }
+}
+
 impl Job {
-    pub(crate) fn new(job: jobs::Job, queue_position: Option<i64>) -> Self {
+    pub(crate) fn new(
+        job: jobs::Job,
+        queue_position: Option<i64>,
+        estimate: Option<estimates::Estimate>,
+    ) -> Self {
         let running = job.state == JobState::Running;
         let builder = job.builder_id.zip(job.builder_name);
         Self {
@@ -92,6 +116,7 @@ impl Job {
             run_at: job.run_at,
             builder: builder.map(|(id, name)| BuilderRef { id, name }),
             queue_position,
+            estimate: estimate.map(Into::into),
             failure: job
                 .failure_class
                 .map(|class| Failure { class, message: job.failure_message.unwrap_or_default() }),
@@ -228,6 +253,9 @@ pub(crate) struct Builder {
     connected: bool,
     /// Jobs it works on.
     running: i64,
+    /// It gets no job until then: one after the other was rejected, lost, or not what its manifest said.
+    #[serde(with = "time::serde::rfc3339::option")]
+    paused_until: Option<OffsetDateTime>,
     #[serde(with = "time::serde::rfc3339::option")]
     last_seen_at: Option<OffsetDateTime>,
 }
@@ -244,6 +272,7 @@ impl From<builders::Builder> for Builder {
             public_key: builder.public_key,
             connected: builder.connected,
             running: builder.running,
+            paused_until: builder.paused_until,
             last_seen_at: builder.last_seen_at,
         }
     }

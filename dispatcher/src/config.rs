@@ -4,6 +4,7 @@ use crate::registry::{IndexUrl, Token};
 use cratemill_protocol::{CrateName, Limits, Target};
 use cratemill_service::config::{Nats, Process};
 use cratemill_store::{Database, objects::ObjectStore};
+use std::time::Duration;
 
 /// Watches the registry, assigns jobs to builders, takes their outcomes, and repairs what got lost.
 #[derive(Debug, Clone, clap::Parser)]
@@ -30,6 +31,16 @@ pub struct Config {
     /// How long an accepted job stays its builder's without a heartbeat, in seconds; the same as the API nodes'.
     #[arg(long, env = "LEASE_S", default_value_t = 60, value_parser = clap::value_parser!(u32).range(5..=3600))]
     pub lease_s: u32,
+    /// How long builders may catch up after the database or all dispatchers were away, before their leases count as run
+    /// out, in seconds; several heartbeats.
+    #[arg(long, env = "CATCH_UP_S", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=3600))]
+    pub catch_up_s: u32,
+}
+
+impl Config {
+    pub fn catch_up(&self) -> Duration {
+        Duration::from_secs(u64::from(self.catch_up_s))
+    }
 }
 
 #[derive(Debug, Clone, clap::Args)]

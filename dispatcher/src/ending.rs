@@ -2,7 +2,7 @@
 
 use cratemill_protocol::{FailureClass, JobState, Outcome};
 use cratemill_store::{
-    PgConnection, queue,
+    PgConnection, faults, queue,
     queue::{End, Ended, Held},
     sessions::Gone,
     versions,
@@ -87,6 +87,7 @@ pub async fn end(
     last_seq: Option<u64>,
 ) -> Result<JobState, cratemill_store::Error> {
     let ended = Ended { outcome, last_seq };
+    judge(conn, held, outcome).await?;
     let withdrawn = versions::is_withdrawn(conn, held.version).await?;
     let end = match next(outcome, Standing::of(held, withdrawn)) {
         Next::Retry { class, message } => {
@@ -109,6 +110,26 @@ pub async fn end(
 /// What the session of its builder has to know of a held attempt's end.
 pub fn gone(held: &Held) -> Gone {
     Gone { builder: held.builder, job: held.id, attempt: held.attempt, accepted: held.accepted }
+}
+
+/// A builder that keeps ending attempts badly gets the next ones later and later.
+async fn judge(
+    conn: &mut PgConnection,
+    held: &Held,
+    outcome: &Outcome,
+) -> Result<(), cratemill_store::Error> {
+    let good = match outcome {
+        Outcome::Succeeded { .. } => true,
+        Outcome::Failed { class, .. } => !class.is_retried(),
+        Outcome::Cancelled => held.cancel_requested,
+    };
+    if good {
+        return faults::forget(conn, held.builder).await;
+    }
+    if let Some(pause_s) = faults::note(conn, held.builder).await? {
+        tracing::warn!(builder = %held.builder, pause_s, "one attempt after the other ends badly: the builder gets no job for a while");
+    }
+    Ok(())
 }
 
 /// An outcome whose text the database takes: bounded, and without NUL.

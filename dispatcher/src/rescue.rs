@@ -17,19 +17,22 @@ const INTERVAL: Duration = Duration::from_secs(1);
 const BATCH: i64 = 100;
 /// Nodes speak of their sessions with every heartbeat; after nine missed ones the node is dead.
 const SILENT_S: i32 = 90;
-/// While the database or all dispatchers were away, nobody could renew a lease, mark a session or hand in an outcome:
-/// they get this long to catch up before anybody's work is thrown away. Heartbeats come every ten seconds, and the
-/// longest backoff of what hands them on is shorter than that.
-const GRACE: Duration = Duration::from_secs(30);
 /// A database that takes longer to say that it is there is not.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
-pub async fn run(pool: PgPool, wakes: Arc<Wakes>, shutdown: CancellationToken) -> anyhow::Result<()> {
+/// While the database or all dispatchers were away, nobody could renew a lease, mark a session or hand in an outcome:
+/// they get `grace` to catch up before anybody's work is thrown away.
+pub async fn run(
+    pool: PgPool,
+    wakes: Arc<Wakes>,
+    grace: Duration,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
     let mut outage = Outage::new("rescue");
     // All dispatchers may have been away until now.
-    let mut wait = GRACE;
+    let mut wait = grace;
     while pause(wait, &shutdown).await {
-        wait = match turn(&pool, &wakes, &mut outage).await {
+        wait = match turn(&pool, &wakes, grace, &mut outage).await {
             Ok(wait) => wait,
             Err(error) => outage.failed(error),
         };
@@ -38,11 +41,16 @@ pub async fn run(pool: PgPool, wakes: Arc<Wakes>, shutdown: CancellationToken) -
 }
 
 /// Ends what is overdue, unless the database was away at the last turn; returns how long to wait for the next one.
-pub async fn turn(pool: &PgPool, wakes: &Wakes, outage: &mut Outage) -> anyhow::Result<Duration> {
+pub async fn turn(
+    pool: &PgPool,
+    wakes: &Wakes,
+    grace: Duration,
+    outage: &mut Outage,
+) -> anyhow::Result<Duration> {
     let answer = timeout(ANSWER_TIMEOUT, database::check(pool)).await.context("no answer in time")?;
     answer.map_err(|why| anyhow!("the database is away: {why}"))?;
     if outage.over() {
-        return Ok(GRACE);
+        return Ok(grace);
     }
     round(pool, wakes).await?;
     Ok(INTERVAL)

@@ -22,6 +22,8 @@ pub struct Builder {
     pub connected: bool,
     /// Jobs it works on.
     pub running: i64,
+    /// Until then it gets no job: too many ended badly.
+    pub paused_until: Option<OffsetDateTime>,
 }
 
 /// What a login needs to know about the key that asks.
@@ -124,7 +126,8 @@ const SELECT_BUILDERS: &str = "
            (SELECT k.public_key FROM builder_keys k WHERE k.builder_id = b.id AND k.enabled ORDER BY k.id DESC LIMIT 1)
                AS public_key,
            EXISTS (SELECT FROM builder_sessions s WHERE s.builder_id = b.id) AS connected,
-           (SELECT count(*) FROM leases l WHERE l.builder_id = b.id) AS running
+           (SELECT count(*) FROM leases l WHERE l.builder_id = b.id) AS running,
+           (SELECT f.paused_until FROM builder_faults f WHERE f.builder_id = b.id AND f.paused_until > now()) AS paused_until
     FROM builders b
     WHERE ($1::bigint IS NULL OR b.id = $1) AND b.id > $2 ORDER BY b.id LIMIT $3";
 

@@ -111,8 +111,8 @@ pub async fn page(
         .await
 }
 
-/// A longer queue is counted no further.
-const LONGEST_COUNTED: i64 = 100_000;
+/// So far a place in the queue is counted; beyond it the exact number helps nobody and costs more and more to find.
+pub const LAST_POSITION: i64 = 10_000;
 
 /// The place of a queued job in the line of its target, from 1; none if it is not queued. One that is not due yet comes
 /// after all that are.
@@ -126,7 +126,7 @@ pub async fn queue_position(conn: &mut PgConnection, id: JobId) -> sqlx::Result<
          FROM queue q WHERE q.job_id = $1",
     )
     .bind(id.0)
-    .bind(LONGEST_COUNTED)
+    .bind(LAST_POSITION)
     .fetch_optional(conn)
     .await
 }

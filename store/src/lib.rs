@@ -8,6 +8,8 @@ pub mod builders;
 pub mod crates;
 pub mod database;
 pub mod downloads;
+pub mod estimates;
+pub mod faults;
 pub mod jobs;
 pub mod objects;
 pub mod outbox;

@@ -77,7 +77,7 @@ pub async fn request(conn: &mut PgConnection, request: &BuildRequest) -> sqlx::R
 /// A node marks its connections several times within so many seconds. One that does not is dead or hears of no job.
 const FRESH_S: i32 = 15;
 
-/// Builders that wait and that something is queued for, those that have asked first first; their rows stay locked, and
+/// Builders that wait, are not held back, and that something is queued for, those that have asked first first; their rows stay locked, and
 /// rows that others lock are passed over.
 pub async fn waiting(conn: &mut PgConnection, limit: i64) -> sqlx::Result<Vec<Waiting>> {
     sqlx::query_as(
@@ -88,6 +88,7 @@ pub async fn waiting(conn: &mut PgConnection, limit: i64) -> sqlx::Result<Vec<Wa
          SELECT s.builder_id, s.connection, s.node, s.targets, s.slots
          FROM builder_sessions s JOIN builders b ON b.id = s.builder_id
          WHERE s.slots > 0 AND s.seen_at > now() - make_interval(secs => $2) AND b.enabled AND NOT b.drain
+           AND NOT EXISTS (SELECT FROM builder_faults f WHERE f.builder_id = b.id AND f.paused_until > now())
            AND EXISTS (SELECT FROM due WHERE due.name = 'any' OR due.name = ANY(s.targets))
          ORDER BY s.requested_at, s.builder_id LIMIT $1 FOR UPDATE OF s SKIP LOCKED",
     )

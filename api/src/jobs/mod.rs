@@ -10,7 +10,7 @@ use crate::{
 };
 use axum::{Json, extract::State};
 use cratemill_protocol::{CrateName, JobId, JobState};
-use cratemill_store::{PgConnection, artifacts, attempts, database, jobs};
+use cratemill_store::{PgConnection, artifacts, attempts, database, estimates, jobs};
 use serde::Deserialize;
 use utoipa::IntoParams;
 use utoipa_axum::{router::OpenApiRouter, routes};
@@ -49,7 +49,7 @@ async fn list(State(app): State<App>, Query(query): Query<ListQuery>) -> Result<
     let mut conn = app.pool.acquire().await?;
     let rows = jobs::page(&mut conn, &filter, before, crates::one_more(limit)).await?;
     let (rows, next) = cursor::page(rows, limit, "jobs", |row| row.id);
-    Ok(Json(Page { items: rows.into_iter().map(|row| Job::new(row, None)).collect(), next }))
+    Ok(Json(Page { items: rows.into_iter().map(|row| Job::new(row, None, None)).collect(), next }))
 }
 
 /// A job, its place in the queue, its attempts and what it made
@@ -80,5 +80,6 @@ async fn view(conn: &mut PgConnection, job: jobs::Job) -> Result<Job> {
         JobState::Queued => jobs::queue_position(conn, job.id).await?,
         _ => None,
     };
-    Ok(Job::new(job, position))
+    let estimate = estimates::of(conn, &job).await?;
+    Ok(Job::new(job, position, estimate))
 }

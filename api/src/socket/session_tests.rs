@@ -259,13 +259,26 @@ fn events_are_taken_once_and_in_order() {
 #[test]
 fn the_window_bounds_what_is_under_way() {
     let (mut fixture, of) = Fixture::with_job();
+    fixture.say(ClientMessage::JobAccepted(of));
     for seq in 1..=u64::from(MAX_UNACKED_EVENTS) {
         assert!(matches!(&fixture.say(log(of, seq, "x"))[..], [Effect::Work(..)]));
     }
     assert_closed(&fixture.say(log(of, u64::from(MAX_UNACKED_EVENTS) + 1, "x")), CloseReason::Flood);
     let (mut fixture, of) = Fixture::with_job();
+    assert_closed(&fixture.say(log(of, 1, "nobody accepted it")), CloseReason::Protocol);
+    let (mut fixture, of) = Fixture::with_job();
+    fixture.say(ClientMessage::JobAccepted(of));
     let long = "x".repeat(MAX_LOG_CHUNK_BYTES + 1);
     assert_closed(&fixture.say(log(of, 1, &long)), CloseReason::Protocol);
+}
+
+#[test]
+fn a_place_that_others_want_is_given_up_with_a_reason() {
+    assert_closed(&Fixture::new().tell(Input::PlaceWanted), CloseReason::LoginTimeout);
+    let mut fixture = Fixture::new();
+    fixture.challenge();
+    assert_closed(&fixture.tell(Input::PlaceWanted), CloseReason::LoginTimeout);
+    assert_closed(&Fixture::new().tell(Input::TooManyLogins), CloseReason::Flood);
 }
 
 #[test]
@@ -274,6 +287,7 @@ fn a_response_comes_last_and_counts_once() {
     assert_closed(&fixture.say(response(of, 1)), CloseReason::Protocol);
 
     let (mut fixture, of) = Fixture::with_job();
+    fixture.say(ClientMessage::JobAccepted(of));
     fixture.say(log(of, 1, "x"));
     assert!(matches!(&fixture.say(response(of, 1))[..], [Effect::Work(_, Work::Outcome(_))]));
     assert_eq!(fixture.say(response(of, 1)), vec![], "under way already");

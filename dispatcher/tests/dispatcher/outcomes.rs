@@ -19,7 +19,10 @@ use cratemill_store::{
     objects::{self, Objects},
     queue, uploads,
 };
+use std::time::Duration;
 use time::OffsetDateTime;
+
+const CATCH_UP: Duration = Duration::from_secs(30);
 
 async fn job(pool: &PgPool, id: JobId) -> jobs::Job {
     jobs::find(&mut pool.acquire().await.unwrap(), id).await.unwrap().unwrap()
@@ -276,9 +279,9 @@ async fn after_an_outage_nothing_is_thrown_away_at_once(pool: PgPool) {
     assert!(queue::accept(&mut conn, work.job, work.attempt, builder.id, -1).await.unwrap());
     let (wakes, mut outage) = (Wakes::default(), Outage::new("rescue"));
     outage.failed("the database is away");
-    let grace = rescue::turn(&pool, &wakes, &mut outage).await.unwrap();
+    let grace = rescue::turn(&pool, &wakes, CATCH_UP, &mut outage).await.unwrap();
     assert_eq!(job(&pool, work.job).await.state, JobState::Running);
-    let next = rescue::turn(&pool, &wakes, &mut outage).await.unwrap();
+    let next = rescue::turn(&pool, &wakes, CATCH_UP, &mut outage).await.unwrap();
     assert_eq!(job(&pool, work.job).await.state, JobState::Queued);
     assert!(grace > next * 10, "{grace:?}, {next:?}");
 }

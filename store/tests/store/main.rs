@@ -8,6 +8,8 @@ mod builders;
 mod catalogue;
 mod database;
 mod downloads;
+mod estimates;
+mod faults;
 mod queue;
 mod sessions;
 mod states;
