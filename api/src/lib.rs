@@ -56,6 +56,8 @@ pub async fn run(config: Config, context: Context) -> anyhow::Result<()> {
     context.essential("counting downloads", app.counts.clone().run(app.bus.clone(), uncounted));
 
     let (sockets, groups) = Sockets::new(&app, context.shutdown.clone());
+    let letting_in = sockets.clone();
+    context.health.require("builders", move || std::future::ready(letting_in.check()));
     let router = routes::router(app.clone(), context.health.router().merge(sockets.router()))?;
     let listener = http::bind(listen).await?;
     context.essential("builders' connections", sockets.run(groups, schema));

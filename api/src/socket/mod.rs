@@ -152,6 +152,11 @@ impl Sockets {
         Ok(())
     }
 
+    /// For `/readyz`: a load balancer sends builders only where they are let in.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        if self.open.load(Ordering::Acquire) { Ok(()) } else { Err("they are not let in yet".to_owned()) }
+    }
+
     fn connections(&self) -> MutexGuard<'_, HashMap<String, Handle>> {
         self.connections.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -3,8 +3,8 @@
 use cratemill_protocol::{
     ArtifactName, Outcome, Sha256Hex, Target,
     builder::{
-        AUTH_NAMESPACE, Challenge, ChallengeResponse, ClientMessage, CloseReason, Event, Hello, Job,
-        JobEvent, JobRef, JobResponse, Resume, Resumed, ServerMessage, Welcome,
+        AUTH_NAMESPACE, Challenge, ChallengeResponse, ClientMessage, CloseReason, Event, Heartbeat, Hello,
+        Job, JobEvent, JobRef, JobResponse, Load, Resume, Resumed, ServerMessage, Welcome,
     },
     codec::Encoding,
     job::Timings,
@@ -15,10 +15,10 @@ use futures_util::{SinkExt, StreamExt};
 use serde_json::json;
 use ssh_key::{Algorithm, HashAlg, LineEnding, PrivateKey, rand_core::OsRng};
 use std::time::Duration;
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio_tungstenite::{
-    MaybeTlsStream, WebSocketStream, connect_async,
-    tungstenite::{self, Message, client::IntoClientRequest, http::StatusCode},
+    MaybeTlsStream, WebSocketStream, client_async, connect_async,
+    tungstenite::{self, Message, client::IntoClientRequest, handshake::client::Request, http::StatusCode},
 };
 
 const PATIENCE: Duration = Duration::from_mins(1);
@@ -41,16 +41,20 @@ pub(super) async fn open(
     server: &str,
     subprotocols: Option<&str>,
 ) -> Result<WebSocketStream<MaybeTlsStream<TcpStream>>, StatusCode> {
+    match connect_async(upgrade(server, subprotocols)).await {
+        Ok((socket, _)) => Ok(socket),
+        Err(tungstenite::Error::Http(response)) => Err(response.status()),
+        Err(error) => panic!("the load balancer answers: {error}"),
+    }
+}
+
+fn upgrade(server: &str, subprotocols: Option<&str>) -> Request {
     let url = format!("{}/api/v1/builder", server.replacen("http", "ws", 1));
     let mut request = url.into_client_request().unwrap();
     if let Some(subprotocols) = subprotocols {
         request.headers_mut().insert("sec-websocket-protocol", subprotocols.parse().unwrap());
     }
-    match connect_async(request).await {
-        Ok((socket, _)) => Ok(socket),
-        Err(tungstenite::Error::Http(response)) => Err(response.status()),
-        Err(error) => panic!("the load balancer answers: {error}"),
-    }
+    request
 }
 
 pub(super) fn new_key() -> PrivateKey {
@@ -80,6 +84,18 @@ impl Peer {
         let socket = Box::new(open(address, Some(encoding.subprotocol())).await.unwrap());
         let targets = cluster.targets().iter().map(|target| Target::parse(target.clone()).unwrap()).collect();
         Self { socket, encoding, key, server, targets }
+    }
+
+    /// Past the load balancer, with next to no room for what it does not read.
+    pub(super) async fn narrow(cluster: &Cluster, encoding: Encoding, key: PrivateKey) -> Self {
+        let address = cluster.api[0].port().unwrap().address();
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4_096).unwrap();
+        let stream = MaybeTlsStream::Plain(socket.connect(address).await.unwrap());
+        let request = upgrade(&format!("http://{address}"), Some(encoding.subprotocol()));
+        let socket = Box::new(client_async(request, stream).await.unwrap().0);
+        let targets = cluster.targets().iter().map(|target| Target::parse(target.clone()).unwrap()).collect();
+        Self { socket, encoding, key, server: cluster.lb_url(), targets }
     }
 
     pub(super) async fn send(&mut self, message: &ClientMessage) {
@@ -199,6 +215,12 @@ impl Peer {
         job
     }
 
+    /// A heartbeat with these jobs.
+    pub(super) async fn beat(&mut self, running: &[&Job]) {
+        let running = running.iter().map(|job| of(job)).collect();
+        self.send(&ClientMessage::Heartbeat(Heartbeat { load: Load::default(), running })).await;
+    }
+
     pub(super) async fn event(&mut self, job: &Job, seq: u64, event: Event) {
         self.send(&ClientMessage::JobEvent(JobEvent { job: job.id, attempt: job.attempt, seq, event })).await;
         self.wait_for(|message| match message {
@@ -210,6 +232,20 @@ impl Peer {
 
     /// Ends the attempt with a manifest for `bytes` under `name`; `change` may spoil it.
     pub(super) async fn succeed(
+        &mut self,
+        job: &Job,
+        name: &str,
+        bytes: &[u8],
+        last_seq: u64,
+        change: impl FnOnce(&mut Manifest),
+    ) {
+        self.respond(job, name, bytes, last_seq, change).await;
+        let done = of(job);
+        self.wait_for(|message| (*message == ServerMessage::JobDone(done)).then_some(())).await;
+    }
+
+    /// The same, without waiting for the answer.
+    pub(super) async fn respond(
         &mut self,
         job: &Job,
         name: &str,
@@ -244,8 +280,6 @@ impl Peer {
             signature: Some(signature),
         }))
         .await;
-        let done = JobRef { job: job.id, attempt: job.attempt };
-        self.wait_for(|message| (*message == ServerMessage::JobDone(done)).then_some(())).await;
     }
 }
 
