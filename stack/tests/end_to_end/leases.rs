@@ -4,7 +4,7 @@ use super::{
     farm,
     peer::{Peer, new_key, put, register},
     scene::{Scene, until},
-    talker::{assert_whole, has_children, has_said, talker},
+    talker::{assert_whole, has_children, has_said, only_job, talker},
 };
 use cratemill_protocol::{
     Sha256Hex,
@@ -37,17 +37,6 @@ async fn peer(scene: &Scene, name: &str) -> Peer {
     peer
 }
 
-/// The talker's tarball, and no other job: a crate that is new here gets one of its own accord.
-async fn only_job(scene: &Scene) -> Value {
-    let id = scene.enqueue("talker", "tarball").await["id"].clone();
-    for job in scene.client.list("/api/v1/jobs?crate=talker").await.unwrap() {
-        if job["id"] != id {
-            scene.client.post(&format!("/api/v1/jobs/{}/cancel", job["id"]), &json!({})).await.unwrap();
-        }
-    }
-    id
-}
-
 /// The first attempt lost its lease.
 async fn is_lost(scene: &Scene, job: &Value) {
     let mut viewer = scene.viewer(&[&format!("job.{job}")]).await;
@@ -60,7 +49,7 @@ async fn what_a_dead_builder_had_is_built_by_another() {
     const LINES: usize = 20;
     let scene = Scene::start(&[talker("talker", LINES, 100)], options()).await;
     let mut first = farm::builder(&scene, 1).await;
-    let job = scene.enqueue("talker", "tarball").await["id"].clone();
+    let job = only_job(&scene, "talker").await;
     has_said(&scene, &job, 3).await;
     first.kill9().await.unwrap();
     let second = farm::builder(&scene, 2).await;
@@ -78,7 +67,7 @@ async fn a_paused_builder_cannot_spoil_the_next_attempt() {
     let scene = Scene::start(&[talker("talker", 100_000, 100)], options()).await;
     let builder = farm::builder(&scene, 1).await;
     let process = builder.process().unwrap();
-    let id = only_job(&scene).await;
+    let id = only_job(&scene, "talker").await;
     has_said(&scene, &id, 3).await;
     process.signal(Signal::SIGSTOP);
     is_lost(&scene, &id).await;
@@ -137,7 +126,7 @@ async fn nothing_after_the_end(scene: &Scene, of: JobRef) {
 async fn whoever_lost_the_lease_is_refused_everything() {
     let scene = Scene::start(&[talker("talker", 1, 1)], options()).await;
     let mut old = peer(&scene, "old").await;
-    let id = only_job(&scene).await;
+    let id = only_job(&scene, "talker").await;
     let stale = old.take_job().await;
     old.event(&stale, 1, Event::Log { offset: 0, text: "stale\n".into() }).await;
     tokio::select! {

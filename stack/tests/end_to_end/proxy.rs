@@ -90,8 +90,9 @@ async fn pass(mut client: TcpStream, mut server: TcpStream, plan: &Mutex<Plan>) 
                 if let Some((after, told)) = stopped {
                     let _ = server.write_all(&from_client[..count.min(after)]).await;
                     let _ = told.send(());
-                    // Nothing more comes, and the connection stays: only the node's death ends it.
-                    while matches!(server.read(&mut from_server).await, Ok(1..)) {}
+                    // Nothing more comes, and the connection stays: only the node's death ends it, or what the load
+                    // balancer says of that.
+                    let _ = server.read(&mut from_server).await;
                     return;
                 }
                 if server.write_all(&from_client[..count]).await.is_err() {

@@ -3,7 +3,7 @@
 use super::{
     peer::{Peer, new_key, register},
     scene::{Scene, until},
-    talker::{has_said, processes, stubborn, talker},
+    talker::{has_said, only_job, processes, stubborn, talker},
 };
 use cratemill_protocol::{builder::CloseReason, codec::Encoding};
 use cratemill_stack::{client::Client, cluster::Options, fixtures::crates};
@@ -36,7 +36,7 @@ async fn a_cancel_reaches_the_sandbox_and_a_drained_builder_ends_when_it_is_empt
     let packages = [talker("talker", 100_000, 100), stubborn("stubborn", MARK), talker("short", 30, 100)];
     let scene = Scene::start(&packages, Options { api: 2, ..Options::default() }).await;
     let mut viewer = scene.viewer(&["builds"]).await;
-    let talking = scene.enqueue("talker", "tarball").await["id"].clone();
+    let talking = only_job(&scene, "talker").await;
     has_said(&scene, &talking, 3).await;
     let [_, elsewhere] = at_each_node(&scene).await;
 
@@ -60,7 +60,7 @@ async fn a_cancel_reaches_the_sandbox_and_a_drained_builder_ends_when_it_is_empt
     assert_eq!(scene.client.get(&format!("/api/v1/jobs/{talking}")).await.unwrap(), before);
 
     // What takes no notice is killed after its grace.
-    let deaf = scene.enqueue("stubborn", "tarball").await["id"].clone();
+    let deaf = only_job(&scene, "stubborn").await;
     let sleep = format!("/bin/sleep {MARK}");
     until("the build sleeps", async || (!processes(&sleep).is_empty()).then_some(())).await;
     scene.client.post(&format!("/api/v1/jobs/{deaf}/cancel"), &json!({})).await.unwrap();
@@ -68,12 +68,12 @@ async fn a_cancel_reaches_the_sandbox_and_a_drained_builder_ends_when_it_is_empt
     assert!(processes(&sleep).is_empty(), "nothing of it is left");
 
     // A draining builder finishes, gets nothing new, and ends with success.
-    let last = scene.enqueue("short", "tarball").await["id"].clone();
+    let last = only_job(&scene, "short").await;
     has_said(&scene, &last, 1).await;
     let builders = scene.client.list("/api/v1/builders").await.unwrap();
     let path = format!("/api/v1/builders/{}", builders[0]["id"]);
     elsewhere.call(Method::PATCH, &path, &json!({"drain": true})).await.unwrap();
-    let waiting = scene.enqueue("stubborn", "tarball").await["id"].clone();
+    let waiting = only_job(&scene, "stubborn").await;
     assert_eq!(viewer.job_end("short", "tarball").await["state"], "succeeded");
     let process = scene.cluster.builders[0].process().unwrap();
     let ended = process.exited_within(Duration::from_secs(30)).await.unwrap();

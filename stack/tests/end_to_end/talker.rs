@@ -2,7 +2,7 @@
 
 use super::scene::{Scene, until};
 use cratemill_stack::fixtures::Package;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// Prints `line 1` to `line <lines>` while it is compiled, one every `pause_ms`: a procedural macro runs in the compiler,
 /// whose output cargo passes on as it comes.
@@ -29,6 +29,18 @@ pub(super) fn stubborn(name: &str, mark: u32) -> Package {
          \x20   std::process::Command::new(\"/bin/sh\").args(args).status().unwrap();\n}}\n"
     );
     Package::new(&manifest).unwrap().file("build.rs", script).file("src/main.rs", "fn main() {}\n")
+}
+
+/// The crate's tarball, and no other job of it: a crate that is new here gets one of its own accord.
+pub(super) async fn only_job(scene: &Scene, krate: &str) -> Value {
+    let id = scene.enqueue(krate, "tarball").await["id"].clone();
+    for job in scene.client.list(&format!("/api/v1/jobs?crate={krate}")).await.unwrap() {
+        if job["id"] != id {
+            // One that has ended is no trouble any more: the tarball that follows from it is this one.
+            let _ = scene.client.post(&format!("/api/v1/jobs/{}/cancel", job["id"]), &json!({})).await;
+        }
+    }
+    id
 }
 
 /// Waits until the build has printed this line. A node that is asked may be one that was just killed.
