@@ -124,7 +124,7 @@ async fn judge(
         Outcome::Cancelled => held.cancel_requested,
     };
     if good {
-        return faults::forget(conn, held.builder).await;
+        return faults::forget(conn, &[held.builder]).await;
     }
     if let Some(pause_s) = faults::note(conn, held.builder).await? {
         tracing::warn!(builder = %held.builder, pause_s, "one attempt after the other ends badly: the builder gets no job for a while");

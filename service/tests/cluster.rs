@@ -4,7 +4,7 @@
 
 use async_nats::jetstream::consumer::PullConsumer;
 use bytes::Bytes;
-use cratemill_protocol::{JobId, subjects};
+use cratemill_protocol::subjects;
 use cratemill_service::{bus::Bus, streams};
 use cratemill_stack::{data_dir::DataDir, nats::Nats, secrets::Secrets};
 use futures_util::StreamExt;
@@ -36,7 +36,7 @@ async fn streams_grow_to_three_copies_and_outlive_their_leader() {
     streams::ensure(&dispatcher, 1, &shutdown).await.unwrap();
     outcomes(&dispatcher).await;
     let store = async |job: i64| {
-        let subject = subjects::build_outcome(JobId(job));
+        let subject = subjects::build_outcome("node");
         api.store(&subject, &job.to_string(), Bytes::from(job.to_string()), PATIENCE).await.unwrap()
     };
     store(1).await;

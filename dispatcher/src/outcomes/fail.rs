@@ -3,7 +3,7 @@
 use crate::ending;
 use cratemill_protocol::{Outcome, bus::OutcomeMessage};
 use cratemill_store::{
-    PgPool, queue,
+    PgPool, faults, queue,
     queue::{End, Ended, Ending},
     sessions::{self, Gone},
 };
@@ -49,6 +49,8 @@ async fn end(
         .collect();
     // After every lock on a job: nobody who waits for a job holds a session.
     sessions::give_back(&mut tx, &gone).await?;
+    let builders: Vec<_> = gone.iter().map(|of| of.builder).collect();
+    faults::forget(&mut tx, &builders).await?;
     tx.commit().await?;
     Ok(ended)
 }

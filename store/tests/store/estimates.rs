@@ -67,7 +67,9 @@ async fn a_crate_is_like_itself_and_else_like_others(pool: PgPool) {
     assert_eq!(estimate(&mut tx, first).await.unwrap().starts_in_s, Some(0.0));
     assert_eq!(estimate(&mut tx, second).await.unwrap().starts_in_s, Some(300.0));
 
-    queue::assign(&mut tx, &[(first, id)], 60).await.unwrap();
+    let next = queue::candidates(&mut tx, &[LINUX.into()], 1).await.unwrap();
+    assert_eq!(next[0].id, first);
+    queue::assign(&mut tx, &[(&next[0], id)], 60).await.unwrap();
     let running = estimate(&mut tx, first).await.unwrap();
     assert_eq!(running, Estimate { starts_in_s: None, takes_s: Some(300.0) });
     queue::cancel(&mut tx, second).await.unwrap();

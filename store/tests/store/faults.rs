@@ -50,7 +50,7 @@ async fn pauses_grow_until_an_attempt_ends_well(pool: PgPool) {
         wait_out(&mut conn, id).await;
         assert!(faults::note(&mut conn, id).await.unwrap().unwrap() <= 3_600.0);
     }
-    faults::forget(&mut conn, id).await.unwrap();
+    faults::forget(&mut conn, &[id]).await.unwrap();
     assert!(is_served(&mut conn).await);
     assert_eq!(builders::find(&mut conn, id).await.unwrap().unwrap().paused_until, None);
     assert_eq!(faults::note(&mut conn, id).await.unwrap(), None, "it begins anew");
