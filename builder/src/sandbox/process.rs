@@ -4,7 +4,11 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use std::{collections::HashMap, fs, path::Path};
+use std::{
+    collections::{HashMap, HashSet},
+    fs,
+    path::Path,
+};
 
 /// What a tree of processes uses.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -77,17 +81,34 @@ pub(super) fn kill_sandbox(launcher: u32, report: &Path) {
 
 /// Tells what runs in a sandbox to end by itself: what its command has started, or the command if that is all there is.
 /// With the command the whole sandbox ends, so a command that waits for what it has started gives that the time it needs.
-pub(super) fn ask_to_end(launcher: u32, report: &Path) {
-    let Some(init) = init_of(launcher, report) else { return kill_pid(launcher) };
-    let mut children = children();
-    let mut take = |pid| children.remove(&pid).unwrap_or_default().into_iter().map(|(pid, _)| pid);
-    for command in take(init) {
-        let mut todo: Vec<_> = take(command).collect();
-        if todo.is_empty() {
-            send(command, Signal::SIGTERM);
+#[derive(Debug, Default)]
+pub(super) struct Asker {
+    /// Nobody is told twice: to many programs a second signal says to end at once.
+    asked: HashSet<u32>,
+}
+
+impl Asker {
+    /// Asks those that have not been asked before: a command may start something else between two looks.
+    pub(super) fn ask(&mut self, launcher: u32, report: &Path) {
+        let Some(init) = init_of(launcher, report) else { return kill_pid(launcher) };
+        let mut children = children();
+        let mut take = |pid| {
+            children.remove(&pid).unwrap_or_default().into_iter().map(|(pid, _)| pid).collect::<Vec<_>>()
+        };
+        for command in take(init) {
+            let mut todo = take(command);
+            if todo.is_empty() {
+                self.tell(command);
+            }
+            while let Some(pid) = todo.pop() {
+                todo.extend(take(pid));
+                self.tell(pid);
+            }
         }
-        while let Some(pid) = todo.pop() {
-            todo.extend(take(pid));
+    }
+
+    fn tell(&mut self, pid: u32) {
+        if self.asked.insert(pid) {
             send(pid, Signal::SIGTERM);
         }
     }

@@ -5,7 +5,7 @@ use super::{
     cgroup::Group,
     launch,
     output::Watched,
-    process::{self, Usage},
+    process::{self, Asker, Usage},
 };
 use crate::log::{Log, READ_BYTES, Stream};
 use bytes::{Buf, Bytes, BytesMut};
@@ -27,6 +27,8 @@ const USAGE_EVERY: Duration = Duration::from_millis(100);
 /// How often the written files are added up, and at least so many times longer than adding up takes.
 const OUTPUT_EVERY: Duration = Duration::from_millis(500);
 const OUTPUT_REST: u32 = 20;
+/// How often a sandbox that was asked to end is looked at for what it has started since.
+const ASK_EVERY: Duration = Duration::from_millis(200);
 /// A killed sandbox is gone within milliseconds; then its launcher is killed too.
 const KILL_WAIT: Duration = Duration::from_secs(5);
 /// What is kept of standard error, to tell why a command failed: its last lines.
@@ -166,8 +168,8 @@ async fn supervise(
         () = bounds.stop.asked() => Ended::Cancelled,
     };
     if ended == Ended::Cancelled {
-        process::ask_to_end(launcher, report);
         tokio::select! {
+            () = ask_to_end(launcher, report) => {}
             status = child.wait() => {
                 status?;
                 return Ok(Some(ended));
@@ -182,6 +184,17 @@ async fn supervise(
         child.kill().await?;
     }
     Ok(Some(ended))
+}
+
+/// Never ends.
+async fn ask_to_end(launcher: u32, report: &Path) {
+    let mut asker = Asker::default();
+    let mut ticks = interval(ASK_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        asker.ask(launcher, report);
+    }
 }
 
 async fn watch_usage(launcher: u32, limits: &Limits, group: Option<&Group>) -> Breach {

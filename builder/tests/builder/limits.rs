@@ -175,14 +175,38 @@ fn compiling(event: &Event) -> bool {
     matches!(event, Event::Log { text, .. } if text.contains("Compiling"))
 }
 
+/// A compiler that says when it has begun and then takes for ever.
+fn endless_macro() -> Vec<u8> {
+    let manifest =
+        "[package]\nname = \"demo\"\nversion = \"0.1.0\"\nedition = \"2021\"\n[lib]\nproc-macro = true\n";
+    let library = "use proc_macro::TokenStream;\n#[proc_macro] pub fn wait(_: TokenStream) -> TokenStream {\n\
+                   eprintln!(\"begun\"); loop { std::thread::park(); } }";
+    let files =
+        [("Cargo.toml", manifest), ("src/lib.rs", library), ("src/main.rs", "demo::wait!();\nfn main() {}")];
+    fixture::package("demo-0.1.0", &files)
+}
+
 #[tokio::test]
 async fn ends_by_itself_when_it_is_asked_to() {
     let mut lab = Lab::new().await;
-    let job = lab.job(fixture::with_build_script("loop { std::thread::park(); }"));
+    let job = lab.job(endless_macro());
+    let begun = Instant::now();
+    let said = |event: &Event| matches!(event, Event::Log { text, .. } if text.contains("begun"));
+    let run = lab.run_until(job, Duration::from_mins(1), said).await;
+    assert_eq!(run.finished.outcome, Outcome::Cancelled);
+    assert!(run.log.contains("SIGTERM"), "cargo had the time to say what ended: {}", run.log);
+    assert!(begun.elapsed() < Duration::from_mins(1), "nobody waits for what has ended");
+}
+
+#[tokio::test]
+async fn what_is_started_after_it_was_asked_to_end_is_asked_too() {
+    let mut lab = Lab::new().await;
+    let again = "std::process::Command::new(\"/bin/sh\")\
+                 .args([\"-c\", \"trap '/bin/sleep 4344; exit 1' TERM; /bin/sleep 4344\"]).status().unwrap();";
+    let job = lab.job(fixture::with_build_script(again));
     let begun = Instant::now();
     let run = lab.run_until(job, Duration::from_mins(1), compiling).await;
     assert_eq!(run.finished.outcome, Outcome::Cancelled);
-    assert!(run.log.contains("SIGTERM"), "cargo had the time to say what ended: {}", run.log);
     assert!(begun.elapsed() < Duration::from_mins(1), "nobody waits for what has ended");
 }
 
