@@ -89,20 +89,22 @@ pub async fn to_archive(conn: &mut PgConnection, limit: i64) -> sqlx::Result<Vec
     .await
 }
 
-/// The log is in the object store now; false if another object was named before, which stays.
+/// The log is in the object store now, without so many of its events; false if another object was named before, which
+/// stays.
 pub async fn archived(
     conn: &mut PgConnection,
     job: JobId,
     attempt: Attempt,
     object: &str,
     bytes: i64,
+    missing: i64,
 ) -> sqlx::Result<bool> {
     let named: i64 = sqlx::query_scalar(
         "WITH past AS (
-             UPDATE attempts SET log_object = $3, log_bytes = $4
+             UPDATE attempts SET log_object = $3, log_bytes = $4, log_missing = $5
              WHERE job_id = $1 AND attempt = $2 AND log_object IS NULL RETURNING 1
          ), last AS (
-             UPDATE finished_jobs SET log_object = $3, log_bytes = $4
+             UPDATE finished_jobs SET log_object = $3, log_bytes = $4, log_missing = $5
              WHERE job_id = $1 AND attempt = $2 AND builder_id IS NOT NULL AND log_object IS NULL RETURNING 1
          )
          SELECT (SELECT count(*) FROM past) + (SELECT count(*) FROM last)",
@@ -111,6 +113,7 @@ pub async fn archived(
     .bind(attempt.0)
     .bind(object)
     .bind(bytes)
+    .bind(missing)
     .fetch_one(conn)
     .await?;
     Ok(named == 1)

@@ -56,7 +56,7 @@ async fn archive(node: &Node, held: &Held, text: &str) {
     node.app.objects.put("logs/1/1.gz", packed.finish().unwrap().into(), "application/gzip").await.unwrap();
     let mut conn = node.app.pool.acquire().await.unwrap();
     let bytes = i64::try_from(text.len()).unwrap();
-    attempts::archived(&mut conn, JobId(1), Attempt(1), "logs/1/1.gz", bytes).await.unwrap();
+    attempts::archived(&mut conn, JobId(1), Attempt(1), "logs/1/1.gz", bytes, 0).await.unwrap();
 }
 
 async fn purge(servers: &Servers) {

@@ -16,7 +16,7 @@ pub struct Assembler {
     offset: u64,
     most: u64,
     last_seq: u64,
-    gaps: bool,
+    missing: u64,
     ended: bool,
 }
 
@@ -29,14 +29,16 @@ pub struct Log {
     pub last_seq: u64,
     /// Its end was announced already.
     pub ended: bool,
-    gaps: bool,
+    /// Events that are known to be missing before the last one that was seen; a hole in the text that no missing
+    /// number explains counts as one.
+    missing: u64,
 }
 
 impl Assembler {
     /// Takes at most `most` bytes of text; a builder ends a job that writes so much.
     pub fn new(most: u64) -> Self {
         let gzip = GzEncoder::new(Vec::new(), Compression::default());
-        Self { gzip, bytes: 0, offset: 0, most, last_seq: 0, gaps: false, ended: false }
+        Self { gzip, bytes: 0, offset: 0, most, last_seq: 0, missing: 0, ended: false }
     }
 
     /// Takes the next event of the stream, or what is new of it. False: it is full.
@@ -45,17 +47,20 @@ impl Assembler {
             self.ended = true;
             return Ok(true);
         }
-        if message.seq > self.last_seq {
-            self.gaps |= message.seq != self.last_seq + 1;
-            self.last_seq = message.seq;
-        }
+        let skipped = message.seq.saturating_sub(self.last_seq.saturating_add(1));
+        self.missing = self.missing.saturating_add(skipped);
+        self.last_seq = self.last_seq.max(message.seq);
         if let LogBody::Text { offset, text } = &message.body {
             let seen = usize::try_from(self.offset.saturating_sub(*offset)).unwrap_or(usize::MAX);
             let Some(new) = text.as_bytes().get(seen..).filter(|new| !new.is_empty()) else {
                 return Ok(true);
             };
             if self.bytes + new.len() as u64 > self.most {
+                self.missing = self.missing.saturating_add(1);
                 return Ok(false);
+            }
+            if *offset > self.offset && skipped == 0 {
+                self.missing = self.missing.saturating_add(1);
             }
             self.gzip.write_all(new)?;
             self.bytes += new.len() as u64;
@@ -70,15 +75,15 @@ impl Assembler {
             bytes: self.bytes,
             last_seq: self.last_seq,
             ended: self.ended,
-            gaps: self.gaps,
+            missing: self.missing,
         })
     }
 }
 
 impl Log {
-    /// Whether every event up to `last_seq` is in it.
-    pub fn is_complete(&self, last_seq: u64) -> bool {
-        !self.gaps && self.last_seq >= last_seq
+    /// How many of the events up to `last_seq` are not in it.
+    pub fn missing(&self, last_seq: u64) -> u64 {
+        self.missing.saturating_add(last_seq.saturating_sub(self.last_seq))
     }
 }
 
@@ -112,9 +117,12 @@ mod tests {
         assembler.push(&event(4, LogBody::End { state: JobState::Failed })).unwrap();
         let log = assembler.finish().unwrap();
         assert_eq!((unpack(&log).as_str(), log.ended, log.last_seq), ("ac", true, 3));
-        assert!(!log.is_complete(3));
+        assert_eq!((log.missing(0), log.missing(3), log.missing(5)), (1, 1, 3));
+        let mut assembler = Assembler::new(100);
+        assembler.push(&text(1, 1, "b")).unwrap();
+        assert_eq!(assembler.finish().unwrap().missing(1), 1, "a hole in the text");
         let empty = Assembler::new(100).finish().unwrap();
-        assert!(empty.is_complete(0) && !empty.is_complete(1) && unpack(&empty).is_empty());
+        assert_eq!((empty.missing(0), empty.missing(1), unpack(&empty).as_str()), (0, 1, ""));
     }
 
     #[test]
@@ -131,7 +139,8 @@ mod tests {
         let mut assembler = Assembler::new(3);
         assert!(assembler.push(&text(1, 0, "abc")).unwrap());
         assert!(!assembler.push(&text(2, 3, "d")).unwrap());
-        assert_eq!(unpack(&assembler.finish().unwrap()), "abc");
+        let log = assembler.finish().unwrap();
+        assert_eq!((unpack(&log).as_str(), log.missing(2)), ("abc", 1));
     }
 
     proptest! {
@@ -162,7 +171,7 @@ mod tests {
             }
             let log = assembler.finish().unwrap();
             prop_assert_eq!(unpack(&log), chunks.concat());
-            prop_assert!(log.is_complete(events.len() as u64));
+            prop_assert_eq!(log.missing(events.len() as u64), 0);
         }
     }
 }

@@ -109,16 +109,17 @@ impl Archive {
             return Ok(());
         }
         let last_seq = attempt.last_seq.map_or(0, i64::unsigned_abs);
-        if !log.is_complete(last_seq) {
+        let missing = log.missing(last_seq);
+        if missing > 0 {
             if attempt.ended_ago_s < OVERDUE_S {
                 return Ok(());
             }
-            tracing::warn!(%job, attempt = %number, last_seq, "events of a log are missing: archived without them");
+            tracing::warn!(%job, attempt = %number, last_seq, missing, "events of a log are missing: archived without them");
         }
         if !log.ended {
             self.publish_end(attempt, log.last_seq.max(last_seq) + 1).await?;
         }
-        self.store(attempt, log).await
+        self.store(attempt, log, missing).await
     }
 
     /// Another dispatcher has archived it since it was listed.
@@ -128,13 +129,13 @@ impl Archive {
         Ok(log.is_none_or(|log| log.log_object.is_some()))
     }
 
-    async fn store(&self, attempt: &ToArchive, log: assemble::Log) -> anyhow::Result<()> {
+    async fn store(&self, attempt: &ToArchive, log: assemble::Log, missing: u64) -> anyhow::Result<()> {
         let (job, number) = (attempt.job, attempt.attempt);
         let object = format!("logs/{job}/{number}-{}.log.gz", Uuid::new_v4().simple());
-        let bytes = i64::try_from(log.bytes)?;
+        let (bytes, missing) = (i64::try_from(log.bytes)?, i64::try_from(missing)?);
         self.objects.put(&object, log.gzip.into(), "application/gzip").await?;
         let mut conn = self.pool.acquire().await?;
-        if !attempts::archived(&mut conn, job, number, &object, bytes).await? {
+        if !attempts::archived(&mut conn, job, number, &object, bytes, missing).await? {
             drop(conn);
             tracing::debug!(%job, attempt = %number, "another dispatcher was faster");
             return Ok(self.objects.delete(&object).await?);

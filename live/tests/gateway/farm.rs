@@ -189,10 +189,10 @@ impl Farm {
         encoder.write_all(text.as_bytes()).unwrap();
         self.objects.put(&key, encoder.finish().unwrap().into(), "application/gzip").await.unwrap();
         let mut conn = self.pool.acquire().await.unwrap();
-        if !attempts::archived(&mut conn, job, Attempt(attempt), &key, 0).await.unwrap() {
+        if !attempts::archived(&mut conn, job, Attempt(attempt), &key, 0, 0).await.unwrap() {
             // Only what ended is archived.
             self.finish(job).await;
-            assert!(attempts::archived(&mut conn, job, Attempt(attempt), &key, 0).await.unwrap());
+            assert!(attempts::archived(&mut conn, job, Attempt(attempt), &key, 0, 0).await.unwrap());
         }
         let stream = self.bus.jetstream.get_stream(subjects::LOGS_STREAM).await.unwrap();
         stream.purge().filter(subjects::log(job, Attempt(attempt))).await.unwrap();

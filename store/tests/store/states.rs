@@ -175,8 +175,11 @@ async fn logs_are_archived_once_the_attempt_ended(pool: PgPool) {
     assert_eq!(attempts::to_archive(&mut tx, 10).await.unwrap()[0].state, JobState::Queued);
 
     assert!(attempts::archived_among(&mut tx, &[(job, attempt)]).await.unwrap().is_empty());
-    assert!(attempts::archived(&mut tx, job, attempt, "logs/x", 12).await.unwrap());
-    assert!(!attempts::archived(&mut tx, job, attempt, "logs/late", 0).await.unwrap(), "the first one stays");
+    assert!(attempts::archived(&mut tx, job, attempt, "logs/x", 12, 0).await.unwrap());
+    assert!(
+        !attempts::archived(&mut tx, job, attempt, "logs/late", 0, 0).await.unwrap(),
+        "the first one stays"
+    );
     assert!(attempts::to_archive(&mut tx, 10).await.unwrap().is_empty());
     let asked = [(job, attempt), (job, Attempt(2)), (JobId(404), attempt)];
     assert_eq!(attempts::archived_among(&mut tx, &asked).await.unwrap(), [(job, attempt)]);
