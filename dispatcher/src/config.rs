@@ -1,10 +1,44 @@
 //! Flags and environment of the dispatcher. All of it is checked while it is parsed: nothing starts with bad values.
 
-use crate::registry::{IndexUrl, Token};
+use crate::{
+    audit,
+    registry::{IndexUrl, Token},
+};
+use clap::{CommandFactory, FromArgMatches};
 use cratemill_protocol::{CrateName, Limits, Target};
 use cratemill_service::config::{Nats, Process};
 use cratemill_store::{Database, objects::ObjectStore};
 use std::time::Duration;
+
+/// What the program is asked to do.
+#[derive(Debug)]
+pub enum Invocation {
+    /// Run the service until a signal.
+    Serve(Box<Config>),
+    /// `audit`: look at everything once.
+    Audit(Box<audit::config::Config>),
+}
+
+impl Invocation {
+    /// Ends the process where the arguments are no good.
+    pub fn parse() -> Self {
+        Self::try_parse_from(std::env::args_os()).unwrap_or_else(|error| error.exit())
+    }
+
+    /// An audit has flags of its own, and needs none of the service's.
+    fn try_parse_from<T>(arguments: impl IntoIterator<Item = T>) -> Result<Self, clap::Error>
+    where
+        T: Into<std::ffi::OsString> + Clone,
+    {
+        let audit = audit::config::Config::command();
+        let command = Config::command().subcommand(audit).subcommand_negates_reqs(true);
+        let matches = command.try_get_matches_from(arguments)?;
+        match matches.subcommand() {
+            Some((_, audit)) => Ok(Self::Audit(Box::new(audit::config::Config::from_arg_matches(audit)?))),
+            None => Ok(Self::Serve(Box::new(Config::from_arg_matches(&matches)?))),
+        }
+    }
+}
 
 /// Watches the registry, assigns jobs to builders, takes their outcomes, and repairs what got lost.
 #[derive(Debug, Clone, clap::Parser)]
@@ -154,6 +188,25 @@ mod tests {
         assert_eq!(config.limits.limits(), Limits::default());
         assert_eq!((config.targets.len(), config.registry.crates.len()), (2, 2));
         assert!(!format!("{config:?}").contains("hush"));
+    }
+
+    #[test]
+    fn an_audit_needs_no_service() {
+        let of_both = NEEDED[2..8].iter().copied();
+        let parsed = |arguments: &[&'static str]| {
+            Invocation::try_parse_from(
+                ["x", "audit"].into_iter().chain(of_both.clone()).chain(arguments.iter().copied()),
+            )
+        };
+        let Invocation::Audit(audit) = parsed(&["--at-rest", "--job=7", "--json"]).unwrap() else {
+            panic!("an audit")
+        };
+        assert!(audit.demands.at_rest && audit.json && audit.demands.job.is_some());
+        assert!(parsed(&["--since=2026-01-01T00:00:00Z"]).is_ok());
+        for bad in ["--since=yesterday", "--job=x", "--settle-s=-1", "--listen=127.0.0.1:0"] {
+            assert!(parsed(&[bad]).is_err(), "{bad}");
+        }
+        assert!(matches!(Invocation::try_parse_from(NEEDED).unwrap(), Invocation::Serve(_)));
     }
 
     #[test]

@@ -9,12 +9,14 @@
 //! ended attempts -> [logs] -> object store
 //! outbox -> [outbox] -> events
 //! ```
+//! [`audit`] is a command beside all that: it reads what they have written, and says what is wrong with it.
 //!
 //! Any number of dispatchers run side by side: Postgres arbitrates with row locks, and advisory locks elect the one
 //! that watches the registry and the one that relays the outbox. None of them holds state that another would miss.
 
 pub mod app;
 pub mod assignment;
+pub mod audit;
 pub mod cleanup;
 pub mod config;
 pub mod consume;

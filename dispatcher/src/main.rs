@@ -1,11 +1,14 @@
 //! `cratemill-dispatcher`: see the library.
 
-use clap::Parser;
-use cratemill_dispatcher::{app, config::Config};
+use cratemill_dispatcher::{app, audit::command, config::Invocation};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let config = Config::parse();
-    let process = config.process.clone();
-    cratemill_service::run("dispatcher", &process, |context| app::run(config, context))
+    match Invocation::parse() {
+        Invocation::Serve(config) => {
+            let process = config.process.clone();
+            cratemill_service::run("dispatcher", &process, |context| app::run(*config, context))
+        }
+        Invocation::Audit(config) => command::main(&config),
+    }
 }

@@ -4,6 +4,7 @@
 
 pub mod artifacts;
 pub mod attempts;
+pub mod audit;
 pub mod builders;
 pub mod crates;
 pub mod database;

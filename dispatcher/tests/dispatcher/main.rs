@@ -4,6 +4,7 @@
 // Helpers of tests fail like tests.
 #![allow(clippy::unwrap_used)]
 
+mod audit;
 mod bus;
 mod deadline;
 mod outcomes;
