@@ -4,6 +4,7 @@
 //! `cargo xtask`, the end-to-end tests and the benches start it. Each stack has ports and data of its own, touches
 //! nothing global, and leaves no process behind however its owner ends.
 
+pub mod audit;
 pub mod builders;
 pub mod client;
 pub mod cluster;

@@ -1,5 +1,6 @@
-//! `cargo xtask`: the demo, a local Cratemill, everything that must pass, and the benches.
+//! `cargo xtask`: the demo, a local Cratemill, an audit of it, everything that must pass, and the benches.
 
+mod audit;
 mod bench;
 mod binaries;
 mod demo;
@@ -27,6 +28,8 @@ enum Command {
     Demo(demo::Arguments),
     /// Start a local Cratemill, write .dev/env, and stay until Ctrl-C.
     Up(up::Arguments),
+    /// Look whether what the local Cratemill holds is what it should be: exit code 1 says that something is not.
+    Audit(audit::Arguments),
     /// Run everything that must pass.
     Test(test::Arguments),
     /// Run a bench; its last line is one JSON object.
@@ -36,6 +39,10 @@ enum Command {
 #[tokio::main]
 async fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    let failure = match arguments.command {
+        Command::Audit(_) => ExitCode::from(audit::FAILED),
+        _ => ExitCode::FAILURE,
+    };
     // Whatever a signal interrupts is dropped, and a dropped stack leaves no process.
     let result = tokio::select! {
         result = run(arguments.command) => result,
@@ -43,27 +50,36 @@ async fn main() -> ExitCode {
     };
     // From here on a signal is a wish to stop in order.
     let result = match result {
-        Ok(Some(running)) => running.stay().await,
-        Ok(None) => Ok(()),
+        Ok(Next::Stay(running)) => running.stay().await.map(|()| ExitCode::SUCCESS),
+        Ok(Next::End(code)) => Ok(code),
         Err(error) => Err(error),
     };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            say::line(&format!("failed: {error:#}"));
-            ExitCode::FAILURE
-        }
-    }
+    result.unwrap_or_else(|error| {
+        say::line(&format!("failed: {error:#}"));
+        failure
+    })
 }
 
-/// Tells what is to stay, if anything.
-async fn run(command: Command) -> Result<Option<Running>> {
-    match command {
-        Command::Demo(arguments) => demo::run(arguments).await,
-        Command::Up(arguments) => up::run(arguments).await.map(Some),
-        Command::Test(arguments) => test::run(arguments).await.map(|()| None),
-        Command::Bench(arguments) => bench::run(arguments).await.map(|()| None),
-    }
+/// What follows when a command has done its work.
+enum Next {
+    Stay(Box<Running>),
+    End(ExitCode),
+}
+
+async fn run(command: Command) -> Result<Next> {
+    let code = match command {
+        Command::Demo(arguments) => match demo::run(arguments).await? {
+            Some(running) => return Ok(Next::Stay(Box::new(running))),
+            None => ExitCode::SUCCESS,
+        },
+        Command::Up(arguments) => {
+            return up::run(arguments).await.map(|running| Next::Stay(Box::new(running)));
+        }
+        Command::Audit(arguments) => audit::run(arguments).await?,
+        Command::Test(arguments) => test::run(arguments).await.map(|()| ExitCode::SUCCESS)?,
+        Command::Bench(arguments) => bench::run(arguments).await.map(|()| ExitCode::SUCCESS)?,
+    };
+    Ok(Next::End(code))
 }
 
 /// Returns at Ctrl-C, SIGTERM or when the terminal goes away.

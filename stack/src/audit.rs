@@ -1,0 +1,43 @@
+//! `cratemill-dispatcher audit` over a running stack: what tests ask after everything they did to it.
+
+use crate::{Role, cluster::Cluster, process::Command, services};
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+use std::{fs, time::Duration};
+
+/// It reads every object and every log of a test's few hundred jobs, on a busy machine.
+const TIMEOUT: Duration = Duration::from_mins(3);
+const NAME: &str = "audit";
+
+/// Makes an audit with these arguments; its report, as JSON, whatever it found.
+pub async fn audit(cluster: &Cluster, arguments: &[&str]) -> Result<Value> {
+    let (program, log) =
+        (services::bin_dir(None)?.join(Role::Dispatcher.program()), cluster.data_dir().join("log"));
+    // Output is appended, and only this audit's is a document.
+    let output = log.join(format!("{NAME}.log"));
+    match fs::remove_file(&output) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+        _ => {}
+    }
+    let mut command =
+        Command::new(NAME, program, &log).args([NAME, "--json"]).args(arguments.iter().copied());
+    for (key, value) in cluster.env()? {
+        command = command.env(key, value);
+    }
+    let process = command.env("RUST_LOG", "error").spawn().await?;
+    let status = process.exited_within(TIMEOUT).await?;
+    match status.with_context(|| format!("the audit takes more than {TIMEOUT:?}"))?.code() {
+        Some(0 | 1) => serde_json::from_slice(&fs::read(&output)?).context("the audit's report is not JSON"),
+        _ => bail!("the audit could not be made{}", process.log_tail()),
+    }
+}
+
+/// What a report names, a line each; empty if nothing was found.
+pub fn findings(report: &Value) -> Vec<String> {
+    let checks = report["checks"].as_array().into_iter().flatten();
+    let named = checks.flat_map(|check| {
+        let shown = check["shown"].as_array().into_iter().flatten().filter_map(Value::as_str);
+        shown.map(move |finding| format!("{}: {finding}", check["name"].as_str().unwrap_or_default()))
+    });
+    named.collect()
+}
