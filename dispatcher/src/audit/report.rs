@@ -29,8 +29,9 @@ impl Check {
         check
     }
 
+    /// May be said for several reasons to look at the same things, which are counted once.
     pub(super) fn count(&mut self, found: &Found, phrase: impl Fn(&str, f64) -> String) {
-        self.looked_at += found.looked_at.unsigned_abs();
+        self.looked_at = self.looked_at.max(found.looked_at.unsigned_abs());
         self.found += found.found.unsigned_abs();
         let room = MAX_SHOWN.saturating_sub(self.shown.len());
         self.shown.extend(found.rows().take(room).map(|(what, age_s)| phrase(what, age_s)));

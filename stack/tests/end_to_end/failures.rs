@@ -8,7 +8,7 @@ use cratemill_stack::{
 };
 use serde_json::json;
 
-fn broken() -> Package {
+pub(super) fn broken() -> Package {
     let manifest = "[package]\nedition = \"2024\"\nname = \"broken-bin\"\nversion = \"0.1.0\"\n";
     Package::new(manifest)
         .unwrap()

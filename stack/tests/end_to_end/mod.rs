@@ -1,3 +1,4 @@
+mod audit;
 mod bad_peers;
 mod build;
 mod cut;
