@@ -1,4 +1,4 @@
-//! Rescue: attempts whose lease ran out are over, and sessions that nobody speaks of any more are closed.
+//! Rescue: attempts whose lease ran out are over, and sessions of nodes that died are closed.
 
 use crate::{
     ending, metrics,
@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 const INTERVAL: Duration = Duration::from_secs(1);
 /// Jobs per transaction.
 const BATCH: i64 = 100;
-/// Nodes speak of their sessions with every heartbeat; after nine missed ones the node is dead.
+/// A node marks itself every five seconds; after eighteen missed marks it is dead.
 const SILENT_S: i32 = 90;
 /// A database that takes longer to say that it is there is not.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -87,9 +87,13 @@ pub async fn expire_leases(pool: &PgPool) -> Result<usize, cratemill_store::Erro
 
 async fn expire_sessions(pool: &PgPool) -> Result<(), cratemill_store::Error> {
     let mut tx = pool.begin().await?;
-    for (builder, name) in sessions::expire(&mut tx, SILENT_S).await? {
-        tracing::warn!(%builder, name, "the node that held the builder's connection is silent: session closed");
-        outbox::builder_changed(&mut tx, builder, &name, BuilderState::Disconnected).await?;
+    let expired = sessions::expire(&mut tx, SILENT_S).await?;
+    if !expired.is_empty() {
+        outbox::builders_changed(&mut tx, &expired, BuilderState::Disconnected).await?;
     }
-    tx.commit().await
+    tx.commit().await?;
+    for (builder, name) in expired {
+        tracing::warn!(%builder, name, "the node that held the builder's connection is silent: session closed");
+    }
+    Ok(())
 }

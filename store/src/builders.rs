@@ -1,5 +1,6 @@
 //! Builders, the keys they log in with, and the targets they may build for.
 
+use crate::nodes;
 use cratemill_protocol::{BuilderId, Target};
 use sqlx::PgConnection;
 use time::OffsetDateTime;
@@ -13,6 +14,7 @@ pub struct Builder {
     pub enabled: bool,
     pub drain: bool,
     pub created_at: OffsetDateTime,
+    /// While it is connected, when its node last said that it lives.
     pub last_seen_at: Option<OffsetDateTime>,
     pub targets: Vec<String>,
     /// Of its enabled keys, the newest first.
@@ -119,7 +121,10 @@ pub async fn keys(conn: &mut PgConnection, builder: BuilderId) -> sqlx::Result<V
 }
 
 const SELECT_BUILDERS: &str = "
-    SELECT b.id, b.name, b.enabled, b.drain, b.created_at, b.last_seen_at,
+    SELECT b.id, b.name, b.enabled, b.drain, b.created_at,
+           greatest(b.last_seen_at, (SELECT n.seen_at FROM builder_sessions s
+                                     JOIN nodes n ON n.name = s.node AND n.epoch = s.epoch
+                                     WHERE s.builder_id = b.id)) AS last_seen_at,
            ARRAY(SELECT t.target FROM builder_targets t WHERE t.builder_id = b.id ORDER BY 1) AS targets,
            ARRAY(SELECT k.fingerprint FROM builder_keys k WHERE k.builder_id = b.id AND k.enabled ORDER BY k.id DESC)
                AS fingerprints,
@@ -139,7 +144,7 @@ pub async fn page(conn: &mut PgConnection, after: i64, limit: i64) -> sqlx::Resu
     sqlx::query_as(SELECT_BUILDERS).bind(None::<i64>).bind(after).bind(limit).fetch_all(conn).await
 }
 
-/// Changes what is given; false if there is no such builder.
+/// Changes what is given, and has the node that holds its connection look; false if there is no such builder.
 pub async fn update(
     conn: &mut PgConnection,
     id: BuilderId,
@@ -152,7 +157,8 @@ pub async fn update(
     .bind(id.0)
     .bind(enabled)
     .bind(drain)
-    .execute(conn)
+    .execute(&mut *conn)
     .await?;
+    nodes::changed(conn, id).await?;
     Ok(done.rows_affected() == 1)
 }

@@ -12,6 +12,7 @@ pub mod downloads;
 pub mod estimates;
 pub mod faults;
 pub mod jobs;
+pub mod nodes;
 pub mod objects;
 pub mod outbox;
 pub mod queue;

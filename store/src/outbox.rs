@@ -39,6 +39,31 @@ pub async fn builder_changed(
     push(conn, vec![(subjects::builder_event(builder), event)]).await
 }
 
+/// The same change of many builders, in one statement. An entry each: there may be thousands, and an entry is published at
+/// once.
+pub async fn builders_changed(
+    conn: &mut PgConnection,
+    builders: &[(BuilderId, String)],
+    state: BuilderState,
+) -> sqlx::Result<()> {
+    let event = |(builder, name): &(BuilderId, String)| {
+        (
+            subjects::builder_event(*builder),
+            DomainEvent::Builder { builder: *builder, name: name.clone(), state },
+        )
+    };
+    let (subjects, payloads) = encode(builders.iter().map(event));
+    sqlx::query(
+        "INSERT INTO outbox (subjects, payloads)
+         SELECT ARRAY[subject], ARRAY[payload] FROM unnest($1::text[], $2::bytea[]) AS e (subject, payload)",
+    )
+    .bind(subjects)
+    .bind(payloads)
+    .execute(&mut *conn)
+    .await?;
+    notify(conn, Channel::Outbox).await
+}
+
 pub async fn queue_changed(conn: &mut PgConnection, queued: u64, running: u64) -> sqlx::Result<()> {
     push(conn, vec![(subjects::QUEUE_EVENT.to_owned(), DomainEvent::Queue { queued, running })]).await
 }
@@ -47,18 +72,19 @@ async fn push(conn: &mut PgConnection, events: Vec<(String, DomainEvent)>) -> sq
     if events.is_empty() {
         return Ok(());
     }
-    let at_ms =
-        i64::try_from(OffsetDateTime::now_utc().unix_timestamp_nanos() / 1_000_000).unwrap_or(i64::MAX);
-    let (subjects, payloads): (Vec<_>, Vec<_>) = events
-        .into_iter()
-        .map(|(subject, event)| (subject, bus::encode(&EventMessage { at_ms, event })))
-        .unzip();
+    let (subjects, payloads) = encode(events);
     sqlx::query("INSERT INTO outbox (subjects, payloads) VALUES ($1, $2)")
         .bind(subjects)
         .bind(payloads)
         .execute(&mut *conn)
         .await?;
     notify(conn, Channel::Outbox).await
+}
+
+fn encode(events: impl IntoIterator<Item = (String, DomainEvent)>) -> (Vec<String>, Vec<Vec<u8>>) {
+    let at_ms =
+        i64::try_from(OffsetDateTime::now_utc().unix_timestamp_nanos() / 1_000_000).unwrap_or(i64::MAX);
+    events.into_iter().map(|(subject, event)| (subject, bus::encode(&EventMessage { at_ms, event }))).unzip()
 }
 
 /// The oldest entries. The caller holds [`crate::database::Alone::Outbox`].

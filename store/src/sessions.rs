@@ -2,6 +2,7 @@
 //!
 //! This is where dispatchers find demand, so that any of them can serve it and none must remember it.
 
+use crate::nodes::{self, Run};
 use cratemill_protocol::{Attempt, BuilderId, JobId, Target, bus::BuildRequest};
 use sqlx::PgConnection;
 
@@ -16,35 +17,69 @@ pub struct Waiting {
     pub slots: i32,
 }
 
+/// A connection that is a builder's now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Opened {
+    /// The builder is to take no jobs.
+    pub drain: bool,
+    /// Of its node, when the session began: it has missed none of the changes before.
+    pub changes: i64,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error("the builder is disabled")]
+    Disabled,
+    #[error("this node has been silent for so long that it counts as dead")]
+    Node,
+    #[error(transparent)]
+    Database(#[from] sqlx::Error),
+}
+
 /// The builder's connection is this one now; whatever was before is superseded.
 pub async fn open(
     conn: &mut PgConnection,
     builder: BuilderId,
     connection: &str,
-    node: &str,
+    run: &Run,
     targets: &[Target],
-) -> sqlx::Result<()> {
+) -> Result<Opened, OpenError> {
+    // Held from here on, so that logins of one builder, and what an operator changes of it, follow each other.
+    let drain: Option<bool> = sqlx::query_scalar(
+        "UPDATE builders SET last_seen_at = now() WHERE id = $1 AND enabled RETURNING drain",
+    )
+    .bind(builder.0)
+    .fetch_optional(&mut *conn)
+    .await?;
+    let drain = drain.ok_or(OpenError::Disabled)?;
+    let changes = nodes::hold(conn, run).await?.ok_or(OpenError::Node)?;
+    nodes::changed(conn, builder).await?;
     let targets: Vec<&str> = targets.iter().map(|target| &**target).collect();
     sqlx::query(
-        "INSERT INTO builder_sessions (builder_id, connection, node, targets) VALUES ($1, $2, $3, $4)
+        "INSERT INTO builder_sessions (builder_id, connection, node, epoch, targets) VALUES ($1, $2, $3, $4, $5)
          ON CONFLICT (builder_id) DO UPDATE SET connection = excluded.connection, node = excluded.node,
-             targets = excluded.targets, slots = 0, in_flight = '{}', serial = 0, connected_at = now(), seen_at = now(), requested_at = now()",
+             epoch = excluded.epoch, targets = excluded.targets, slots = 0, in_flight = '{}', serial = 0,
+             connected_at = now(), seen_at = now(), requested_at = now()",
     )
     .bind(builder.0)
     .bind(connection)
-    .bind(node)
+    .bind(&run.name)
+    .bind(run.epoch)
     .bind(targets)
-    .execute(&mut *conn)
+    .execute(conn)
     .await?;
-    sqlx::query("UPDATE builders SET last_seen_at = now() WHERE id = $1")
-        .bind(builder.0)
-        .execute(conn)
-        .await?;
-    Ok(())
+    Ok(Opened { drain, changes })
 }
 
 /// The connection ended; false if the builder has another one by now.
 pub async fn close(conn: &mut PgConnection, connection: &str) -> sqlx::Result<bool> {
+    sqlx::query(
+        "UPDATE builders SET last_seen_at = now()
+         WHERE id = (SELECT builder_id FROM builder_sessions WHERE connection = $1)",
+    )
+    .bind(connection)
+    .execute(&mut *conn)
+    .await?;
     let done = sqlx::query("DELETE FROM builder_sessions WHERE connection = $1")
         .bind(connection)
         .execute(conn)
@@ -74,22 +109,28 @@ pub async fn request(conn: &mut PgConnection, request: &BuildRequest) -> sqlx::R
     Ok(done.rows_affected() == 1)
 }
 
-/// A node marks its connections several times within so many seconds. One that does not is dead or hears of no job.
+/// A node marks itself several times within so many seconds. One that does not is dead or hears of no job.
 const FRESH_S: i32 = 15;
 
-/// Builders that wait, are not held back, and that something is queued for, those that have asked first first; their rows stay locked, and
-/// rows that others lock are passed over.
+/// Builders that wait, are not held back, and that something is queued for, those that have asked first first; their rows
+/// stay locked, and rows that others lock are passed over.
 pub async fn waiting(conn: &mut PgConnection, limit: i64) -> sqlx::Result<Vec<Waiting>> {
+    // Whether anything is due is known before any session is read, and the index has them in their turn: of ten thousand
+    // that wait, only those are read that are served.
     sqlx::query_as(
         "WITH due AS MATERIALIZED (
-             SELECT t.name FROM (SELECT name FROM targets UNION ALL SELECT 'any') t
+             SELECT coalesce(array_agg(t.name), '{}') AS names
+             FROM (SELECT name FROM targets UNION ALL SELECT 'any') t
              WHERE EXISTS (SELECT FROM queue q WHERE q.target = t.name AND q.turn IS NOT NULL)
          )
          SELECT s.builder_id, s.connection, s.node, s.targets, s.slots
          FROM builder_sessions s JOIN builders b ON b.id = s.builder_id
-         WHERE s.slots > 0 AND s.seen_at > now() - make_interval(secs => $2) AND b.enabled AND NOT b.drain
+         LEFT JOIN nodes n ON n.name = s.node AND n.epoch = s.epoch
+         WHERE (SELECT names <> '{}' FROM due)
+           AND ((SELECT 'any' = ANY(names) FROM due) OR s.targets && (SELECT names FROM due))
+           AND s.slots > 0 AND b.enabled AND NOT b.drain
+           AND coalesce(n.seen_at, s.seen_at) > now() - make_interval(secs => $2)
            AND NOT EXISTS (SELECT FROM builder_faults f WHERE f.builder_id = b.id AND f.paused_until > now())
-           AND EXISTS (SELECT FROM due WHERE due.name = 'any' OR due.name = ANY(s.targets))
          ORDER BY s.requested_at, s.builder_id LIMIT $1 FOR UPDATE OF s SKIP LOCKED",
     )
     .bind(limit)
@@ -144,36 +185,34 @@ pub async fn node_of(conn: &mut PgConnection, builder: BuilderId) -> sqlx::Resul
         .await
 }
 
-/// The connections of a node whose process just started and serves nobody yet: none of them can still be open.
-pub async fn close_all_of_node(conn: &mut PgConnection, node: &str) -> sqlx::Result<u64> {
-    let done = sqlx::query("DELETE FROM builder_sessions WHERE node = $1").bind(node).execute(conn).await?;
-    Ok(done.rows_affected())
+/// The builder's connection; every other of it is superseded.
+pub async fn connection_of(conn: &mut PgConnection, builder: BuilderId) -> sqlx::Result<Option<String>> {
+    sqlx::query_scalar("SELECT connection FROM builder_sessions WHERE builder_id = $1")
+        .bind(builder.0)
+        .fetch_optional(conn)
+        .await
 }
 
-/// Marks connections as alive, in one statement for all of a node, and tells which have a session, and whether their
-/// builder is to drain: one that expired, is another connection's by now, or is of a builder that was disabled has none.
-pub async fn seen(conn: &mut PgConnection, connections: &[String]) -> sqlx::Result<Vec<(String, bool)>> {
-    // Locked in one order, like everywhere.
-    sqlx::query_as(
-        "WITH held AS (SELECT s.builder_id, b.drain FROM builder_sessions s JOIN builders b ON b.id = s.builder_id
-                       WHERE s.connection = ANY($1) AND b.enabled ORDER BY s.builder_id FOR UPDATE OF s)
-         UPDATE builder_sessions s SET seen_at = now() FROM held
-         WHERE s.builder_id = held.builder_id RETURNING s.connection, held.drain",
-    )
-    .bind(connections)
-    .fetch_all(conn)
-    .await
-}
-
-/// Ends sessions whose node has not spoken of them for `silent_s` seconds: it died.
+/// Ends the sessions of runs that have been silent for `silent_s` seconds, and forgets those: they died.
 pub async fn expire(conn: &mut PgConnection, silent_s: i32) -> sqlx::Result<Vec<(BuilderId, String)>> {
+    // From here on nobody logs in there.
+    let silent = nodes::silent(conn, silent_s).await?;
+    if silent.is_empty() {
+        return Ok(Vec::new());
+    }
+    let (names, epochs): (Vec<&str>, Vec<i64>) = silent.iter().map(|run| (&*run.name, run.epoch)).unzip();
+    // Locked in one order, like everywhere.
     let rows: Vec<(i64, String)> = sqlx::query_as(
-        "DELETE FROM builder_sessions s USING builders b
-         WHERE b.id = s.builder_id AND s.seen_at < now() - make_interval(secs => $1)
-         RETURNING b.id, b.name",
+        "WITH held AS (SELECT builder_id FROM builder_sessions
+                       WHERE (node, epoch) IN (SELECT * FROM unnest($1::text[], $2::bigint[]))
+                       ORDER BY builder_id FOR UPDATE)
+         DELETE FROM builder_sessions s USING held, builders b
+         WHERE s.builder_id = held.builder_id AND b.id = held.builder_id RETURNING b.id, b.name",
     )
-    .bind(silent_s)
-    .fetch_all(conn)
+    .bind(names)
+    .bind(epochs)
+    .fetch_all(&mut *conn)
     .await?;
+    nodes::forget(conn, &silent).await?;
     Ok(rows.into_iter().map(|(id, name)| (BuilderId(id), name)).collect())
 }

@@ -1,8 +1,9 @@
 //! The I/O of one builder's socket: frames in, effects out. What it means is decided in [`super::session`].
 
 use super::{
-    Handle, INPUTS, Sockets,
+    INPUTS, Sockets,
     attempt::{self, Attempt},
+    connections::Handle,
     database,
     effects::{Effect, Input, Work},
     inbox,
@@ -97,14 +98,14 @@ impl Connection {
                 () = place_wanted(self.place.as_ref()) => Input::PlaceWanted,
                 () = tokio::time::sleep_until(deadline) => Input::Tick,
             };
-            if let (Input::Opened(_), Some((builder, _))) = (&input, &self.builder) {
-                // From here on the node finds it: its session is recorded.
-                let (inputs, draining) = (self.inputs.clone(), self.draining.clone());
-                let handle = Handle { builder: *builder, inputs, draining };
-                self.sockets.connections().insert(self.id.clone(), handle);
-            }
+            let opened = if let Input::Opened(opened) = &input { Some(opened.changes) } else { None };
             let mut effects: VecDeque<_> = self.session.handle(input, Instant::now()).into();
             self.draining.store(self.session.is_draining(), Ordering::Relaxed);
+            if let (Some(changes), Some((builder, _))) = (opened, &self.builder) {
+                // From here on the node finds it: its session is recorded.
+                let handle = Handle { inputs: self.inputs.clone(), draining: self.draining.clone() };
+                self.sockets.connections().insert(*builder, self.id.clone(), handle, changes);
+            }
             while let Some(effect) = effects.pop_front() {
                 if let Err(why) = self.execute(effect).await {
                     tracing::debug!(connection = self.id, why, "builder connection broke");
@@ -199,7 +200,7 @@ impl Connection {
         let request = BuildRequest {
             builder,
             connection: self.id.clone(),
-            node: self.sockets.node.clone(),
+            node: self.sockets.run.name.clone(),
             targets: targets.clone(),
             slots: 0,
             answered: Vec::new(),
@@ -208,11 +209,18 @@ impl Connection {
         let (demand, receiver) = watch::channel(request);
         self.demand = Some(demand);
         self.sockets.tasks.spawn(publish_demand(self.sockets.clone(), receiver));
+        self.sockets.connections().open(&self.id);
         let (sockets, connection) = (self.sockets.clone(), self.id.clone());
+        let gone = self.inputs.clone();
         self.answer(async move {
-            let opened = database::open(&sockets, builder, &name, &connection, &targets, &resume).await?;
-            sockets.tell_all(&NodeMessage::Superseded { builder, connection }).await;
-            Ok(Input::Opened(opened))
+            let opened = database::open(&sockets, builder, &name, &connection, &targets, &resume).await;
+            if gone.is_closed() {
+                // The connection ended before its session began.
+                close_session(&sockets, builder, &name, &connection).await;
+            } else if let Ok(Input::Opened(_)) = &opened {
+                sockets.tell_all(&NodeMessage::Superseded { builder, connection }).await;
+            }
+            opened
         });
     }
 
@@ -274,12 +282,16 @@ impl Connection {
 
     async fn leave(self) {
         let Some((builder, name)) = self.builder else { return };
-        self.sockets.connections().remove(&self.id);
+        self.sockets.connections().remove(builder, &self.id);
         tracing::info!(%builder, name, connection = self.id, "builder disconnected");
-        if let Err(error) = database::close(&self.sockets.pool, builder, &name, &self.id).await {
-            // The session expires by itself.
-            tracing::warn!(%builder, error = format!("{error:#}"), "cannot record that a builder left");
-        }
+        close_session(&self.sockets, builder, &name, &self.id).await;
+    }
+}
+
+async fn close_session(sockets: &Sockets, builder: BuilderId, name: &str, connection: &str) {
+    if let Err(error) = database::close(&sockets.pool, builder, name, connection).await {
+        tracing::warn!(%builder, error = format!("{error:#}"), "cannot record yet that a builder left");
+        sockets.connections().forget_told();
     }
 }
 

@@ -1,6 +1,9 @@
 //! What a builder's session reads from and writes to Postgres, and how much of a log the bus has.
 
-use super::{Sockets, effects::Input};
+use super::{
+    Sockets,
+    effects::{Input, Opened},
+};
 use anyhow::Context as _;
 use cratemill_protocol::{
     Attempt, BuilderId, JobId, Stage, Target,
@@ -10,7 +13,12 @@ use cratemill_protocol::{
     token::{Claims, Purpose, Token},
 };
 use cratemill_service::clock;
-use cratemill_store::{PgPool, builders, builders::Login, outbox, queue, sessions};
+use cratemill_store::{
+    PgPool, builders,
+    builders::Login,
+    outbox, queue,
+    sessions::{self, OpenError},
+};
 
 /// A token outlives its lease by so much, so that an upload that began in time can end.
 const TOKEN_GRACE_S: i64 = 30;
@@ -19,7 +27,7 @@ pub(super) async fn find_key(pool: &PgPool, fingerprint: &str) -> anyhow::Result
     Ok(builders::login(&mut *pool.acquire().await?, fingerprint).await?)
 }
 
-/// Records the session and answers what the builder wants to resume.
+/// Records the session and answers what the builder wants to resume; a builder that was just disabled has none.
 pub(super) async fn open(
     sockets: &Sockets,
     builder: BuilderId,
@@ -27,9 +35,13 @@ pub(super) async fn open(
     connection: &str,
     targets: &[Target],
     resume: &[Resume],
-) -> anyhow::Result<Vec<Resumed>> {
+) -> anyhow::Result<Input> {
     let mut tx = sockets.pool.begin().await?;
-    sessions::open(&mut tx, builder, connection, &sockets.node, targets).await?;
+    let opened = match sessions::open(&mut tx, builder, connection, &sockets.run, targets).await {
+        Ok(opened) => opened,
+        Err(OpenError::Disabled) => return Ok(Input::Disabled),
+        Err(error) => return Err(error.into()),
+    };
     outbox::builder_changed(&mut tx, builder, name, BuilderState::Connected).await?;
     tx.commit().await?;
     let mut answers = Vec::with_capacity(resume.len());
@@ -49,7 +61,7 @@ pub(super) async fn open(
             Resumed::Lost { job: *job, attempt: *attempt }
         });
     }
-    Ok(answers)
+    Ok(Input::Opened(Opened { resumed: answers, drain: opened.drain, changes: opened.changes }))
 }
 
 pub(super) async fn close(

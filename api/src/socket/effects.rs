@@ -20,8 +20,8 @@ pub(super) enum Input {
     PlaceWanted,
     /// The signature is good, but there were many before.
     TooManyLogins,
-    /// The session is recorded; the answers to the builder's resumes, and how much of each log is stored.
-    Opened(Vec<Resumed>),
+    /// The session is recorded.
+    Opened(Opened),
     Assigned(Vec<Job>),
     /// Everything up to `seq` of the attempt is on the bus.
     Stored {
@@ -51,6 +51,15 @@ pub(super) enum Input {
     /// Something of ours failed: the builder is to come back.
     Failed(String),
     Tick,
+}
+
+#[derive(Debug)]
+pub(super) struct Opened {
+    /// The answers to the builder's resumes, and how much of each log is stored.
+    pub resumed: Vec<Resumed>,
+    pub drain: bool,
+    /// How often others had changed sessions of this node when this one began.
+    pub changes: i64,
 }
 
 #[derive(Debug, PartialEq)]

@@ -1,6 +1,6 @@
 //! What the bus says to this node: jobs for its builders, cancels, and builders that must go.
 
-use super::{Sockets, attempt, database, effects::Input, ready::handed_back};
+use super::{Sockets, attempt, database, effects::Input, liveness, ready::handed_back};
 use cratemill_protocol::{
     BuilderId, FailureClass,
     builder::{Job, JobRef},
@@ -10,15 +10,8 @@ use cratemill_protocol::{
 use cratemill_service::backoff::Backoff;
 use cratemill_store::sessions;
 use futures_util::StreamExt;
-use std::{
-    collections::HashMap,
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 use tokio::sync::mpsc;
-
-/// How often this node says that its connections live: several times within what a dispatcher waits for anything.
-const SEEN_PERIOD: Duration = Duration::from_secs(5);
 
 impl Sockets {
     /// A message to every node. It is a hint: what it says is in Postgres too.
@@ -44,96 +37,69 @@ pub(super) async fn run(sockets: &Arc<Sockets>) {
     }
 }
 
-/// Sessions that a process of the same name left behind; only before the first builder is let in.
-async fn forget_earlier_run(sockets: &Sockets) -> anyhow::Result<()> {
-    if !sockets.open.load(Ordering::Acquire) {
-        sessions::close_all_of_node(&mut *sockets.pool.acquire().await?, &sockets.node).await?;
-        sockets.open.store(true, Ordering::Release);
-    }
-    Ok(())
-}
-
 async fn listen(sockets: &Arc<Sockets>) -> anyhow::Result<()> {
     let client = &sockets.bus.client;
-    let own = client.subscribe(subjects::node(&sockets.node)).await?;
+    let own = client.subscribe(subjects::node(&sockets.run.name)).await?;
     let all = client.subscribe(subjects::ALL_NODES).await?;
     sockets.bus.settle().await?;
-    forget_earlier_run(sockets).await?;
-    let mut messages = futures_util::stream::select(own, all);
-    let mut seen = tokio::time::interval(SEEN_PERIOD);
-    loop {
-        tokio::select! {
-            message = messages.next() => {
-                let Some(message) = message else { anyhow::bail!("the subscription ended") };
-                match bus::decode::<NodeMessage>(&message.payload) {
-                    Ok(message) => deliver(sockets, message),
-                    Err(error) => tracing::error!(%error, "a message to this node cannot be read"),
-                }
-            }
-            _ = seen.tick() => mark_seen(sockets),
-            () = sockets.shutdown.cancelled() => return Ok(()),
-        }
-    }
-}
-
-/// A connection without a session would wait for jobs that no dispatcher can give it: it is to log in again. One that
-/// missed that its builder drains, or does no longer, hears of it now.
-fn mark_seen(sockets: &Arc<Sockets>) {
-    let connections: Vec<String> = sockets.connections().keys().cloned().collect();
-    // A node that the bus does not reach hears of no job: its builders must not look as if they waited.
-    if connections.is_empty() || sockets.bus.check().is_err() {
-        return;
-    }
-    let sockets = sockets.clone();
-    tokio::spawn(async move {
-        let mark = async { sessions::seen(&mut *sockets.pool.acquire().await?, &connections).await };
-        match mark.await {
-            Ok(seen) => {
-                let seen: HashMap<String, bool> = seen.into_iter().collect();
-                for connection in &connections {
-                    repair(&sockets, connection, seen.get(connection).copied());
-                }
-            }
-            Err(error) => tracing::warn!(%error, "cannot mark builders' connections as alive"),
-        }
+    liveness::begin(sockets).await?;
+    let messages = futures_util::stream::select(own, all);
+    let delivered = messages.for_each(async |message| match bus::decode::<NodeMessage>(&message.payload) {
+        Ok(message) => deliver(sockets, message),
+        Err(error) => tracing::error!(%error, "a message to this node cannot be read"),
     });
-}
-
-/// What a lost message would have told a connection; `drain` is what its session says, if it has one.
-fn repair(sockets: &Sockets, connection: &str, drain: Option<bool>) {
-    let Some(handle) = sockets.connections().get(connection).cloned() else { return };
-    let draining = handle.draining.load(Ordering::Relaxed);
-    let input = match drain {
-        None => Input::Failed("the session is gone, connect again".to_owned()),
-        Some(true) if !draining => Input::Drain,
-        Some(false) if draining => Input::Undrain,
-        Some(_) => return,
-    };
-    // A full queue: the next period tells it again.
-    let _ = handle.inputs.try_send(input);
+    tokio::select! {
+        () = delivered => anyhow::bail!("the subscription ended"),
+        () = liveness::run(sockets) => {}
+        () = sockets.shutdown.cancelled() => {}
+    }
+    Ok(())
 }
 
 fn deliver(sockets: &Arc<Sockets>, message: NodeMessage) {
     match message {
         NodeMessage::Assign { jobs } => assign_all(sockets, jobs),
         NodeMessage::Cancel { builder, job, attempt, grace_s } => {
-            to_builder(sockets, builder, |_| Some(Input::Cancel { job: JobRef { job, attempt }, grace_s }));
+            let job = JobRef { job, attempt };
+            to_builder(sockets, builder, || Input::Cancel { job, grace_s });
         }
-        NodeMessage::Disabled { builder } => to_builder(sockets, builder, |_| Some(Input::Disabled)),
-        NodeMessage::Undrain { builder } => to_builder(sockets, builder, |_| Some(Input::Undrain)),
-        NodeMessage::Drain { builder } => to_builder(sockets, builder, |_| Some(Input::Drain)),
-        NodeMessage::Superseded { builder, connection } => {
-            to_builder(sockets, builder, |other| (other != connection).then_some(Input::Superseded));
-        }
+        NodeMessage::Disabled { builder } => to_builder(sockets, builder, || Input::Disabled),
+        NodeMessage::Undrain { builder } => to_builder(sockets, builder, || Input::Undrain),
+        NodeMessage::Drain { builder } => to_builder(sockets, builder, || Input::Drain),
+        NodeMessage::Superseded { builder, connection } => superseded(sockets, builder, &connection),
     }
 }
 
-fn to_builder(sockets: &Sockets, builder: BuilderId, input: impl Fn(&str) -> Option<Input>) {
+/// Such messages may come late and after each other's logins, so the database says which connection is the builder's.
+fn superseded(sockets: &Arc<Sockets>, builder: BuilderId, by: &str) {
     let connections = sockets.connections();
-    for (connection, handle) in connections.iter().filter(|(_, handle)| handle.builder == builder) {
-        if let Some(input) = input(connection)
-            && handle.inputs.try_send(input).is_err()
-        {
+    let others = connections.of_builder(builder).filter(|(connection, _)| *connection != by);
+    let others: Vec<_> = others.map(|(connection, handle)| (connection.to_owned(), handle.clone())).collect();
+    drop(connections);
+    if others.is_empty() {
+        return;
+    }
+    let sockets = sockets.clone();
+    let tasks = sockets.tasks.clone();
+    tasks.spawn(async move {
+        let current = async { sessions::connection_of(&mut *sockets.pool.acquire().await?, builder).await };
+        match current.await {
+            Ok(current) => {
+                for (_, handle) in others.iter().filter(|(other, _)| Some(other) != current.as_ref()) {
+                    // Its queue is full: the node's next mark tells it.
+                    let _ = handle.inputs.try_send(Input::Superseded);
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%builder, %error, "cannot tell yet whether a connection is superseded");
+            }
+        }
+    });
+}
+
+fn to_builder(sockets: &Sockets, builder: BuilderId, input: impl Fn() -> Input) {
+    for (connection, handle) in sockets.connections().of_builder(builder) {
+        if handle.inputs.try_send(input()).is_err() {
             tracing::warn!(%builder, connection, "a builder's connection does not keep up");
         }
     }
@@ -154,7 +120,7 @@ fn assign_all(sockets: &Arc<Sockets>, jobs: Vec<Assigned>) {
 
 fn assign(sockets: &Arc<Sockets>, connection: &str, builder: BuilderId, jobs: Vec<Job>) {
     let of: Vec<_> = jobs.iter().map(|job| JobRef { job: job.id, attempt: job.attempt }).collect();
-    let inputs = sockets.connections().get(connection).map(|handle| handle.inputs.clone());
+    let inputs = sockets.connections().get(builder, connection).map(|handle| handle.inputs.clone());
     let sent = match inputs {
         Some(inputs) => inputs.try_send(Input::Assigned(jobs)).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => "its connection does not keep up",

@@ -1,15 +1,17 @@
 //! Builders' WebSockets: the login, and what goes between a builder and the bus.
 //!
 //! [`session`] and [`ready`] decide, [`connection`] does the I/O of one socket, [`attempt`] keeps the order of one attempt's
-//! messages, [`inbox`] brings what the bus says to this node.
+//! messages, [`inbox`] brings what the bus says to this node, [`liveness`] says that it lives and finds what messages missed.
 
 mod attempt;
 mod bucket;
 mod connection;
+mod connections;
 mod database;
 mod effects;
 mod groups;
 mod inbox;
+mod liveness;
 mod lobby;
 mod ready;
 mod returns;
@@ -26,28 +28,26 @@ use axum::{
     response::Response,
     routing::get,
 };
+use connections::Connections;
 use cratemill_protocol::{
-    BuilderId,
     builder::{MAX_FRAME_BYTES, SUBPROTOCOL_JSON, SUBPROTOCOL_MSGPACK},
     codec::Encoding,
     token::Signer,
 };
-use cratemill_service::{bus::Bus, http::PeerAddr};
-use cratemill_store::PgPool;
-use effects::Input;
+use cratemill_service::{bus::Bus, clock, http::PeerAddr};
+use cratemill_store::{PgPool, nodes::Run};
 use groups::{Groups, Means};
 use lobby::Lobby;
 use returns::Returns;
 use session::Config;
 use std::{
-    collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// Keys looked up at once: what strangers ask leaves most of the database's connections to those who are in.
@@ -64,9 +64,9 @@ pub(crate) struct Sockets {
     bus: Bus,
     signer: Signer,
     sources: Sources,
-    node: String,
+    run: Run,
     config: Config,
-    connections: Mutex<HashMap<String, Handle>>,
+    connections: Mutex<Connections>,
     groups: Groups,
     /// Whether builders may log in: this node hears what is said to it.
     open: AtomicBool,
@@ -76,15 +76,6 @@ pub(crate) struct Sockets {
     /// Every connection, and every attempt that still has something to store.
     tasks: TaskTracker,
     shutdown: CancellationToken,
-}
-
-/// How the rest of the node reaches a connection.
-#[derive(Debug, Clone)]
-struct Handle {
-    builder: BuilderId,
-    inputs: mpsc::Sender<Input>,
-    /// What the connection was last told.
-    draining: Arc<AtomicBool>,
 }
 
 impl Sockets {
@@ -105,7 +96,7 @@ impl Sockets {
             bus: app.bus.clone(),
             signer: app.signer.clone(),
             sources: app.sources.clone(),
-            node: app.config.node.clone(),
+            run: Run { name: app.config.node.clone(), epoch: clock::now_ms() },
             config: Config {
                 server: app.config.public_url.to_string(),
                 heartbeat_s: app.config.heartbeat_s,
@@ -157,7 +148,7 @@ impl Sockets {
         if self.open.load(Ordering::Acquire) { Ok(()) } else { Err("they are not let in yet".to_owned()) }
     }
 
-    fn connections(&self) -> MutexGuard<'_, HashMap<String, Handle>> {
+    fn connections(&self) -> MutexGuard<'_, Connections> {
         self.connections.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -7,14 +7,14 @@
 
 use super::{
     bucket::Bucket,
-    effects::{Effect, Input, close, name_of},
+    effects::{Effect, Input, Opened, close, name_of},
     ready::{MAX_UNACKED_EVENTS, Ready},
 };
 use cratemill_protocol::{
     BuilderId,
     builder::{
         AUTH_NAMESPACE, Challenge, ClientMessage, CloseReason, ConnectionLimits, Hello, MAX_FRAME_BYTES,
-        MAX_LOG_CHUNK_BYTES, MAX_SLOTS, MAX_TARGETS, Nonce, Resumed, ServerMessage, Welcome,
+        MAX_LOG_CHUNK_BYTES, MAX_SLOTS, MAX_TARGETS, Nonce, ServerMessage, Welcome,
     },
     sshsig,
 };
@@ -62,7 +62,6 @@ enum State {
 struct Identity {
     builder: BuilderId,
     name: String,
-    drain: bool,
 }
 
 #[derive(Debug)]
@@ -137,7 +136,7 @@ impl Session {
             Input::TooManyLogins => close(CloseReason::Flood, "this builder logs in too often"),
             Input::Tick => self.tick(now),
             Input::Key(login) => self.key(login),
-            Input::Opened(resumed) => self.opened(resumed),
+            Input::Opened(opened) => self.opened(opened),
             other => match &mut self.state {
                 State::Ready(ready) => ready.answer(other),
                 _ => Vec::new(),
@@ -217,16 +216,17 @@ impl Session {
             targets: targets.collect(),
             resume: hello.resume,
         };
-        let identity = Identity { builder: login.builder, name: login.name, drain: login.drain };
+        let identity = Identity { builder: login.builder, name: login.name };
         self.state = State::Opening(identity);
         vec![open]
     }
 
-    fn opened(&mut self, resumed: Vec<Resumed>) -> Vec<Effect> {
+    fn opened(&mut self, opened: Opened) -> Vec<Effect> {
+        let Opened { resumed, drain, .. } = opened;
         let State::Opening(identity) = std::mem::replace(&mut self.state, State::Closed) else {
             return Vec::new();
         };
-        let ready = Ready::new(&resumed, identity.drain, self.config.lease_s);
+        let ready = Ready::new(&resumed, drain, self.config.lease_s);
         let mut effects = vec![Effect::Send(ServerMessage::Welcome(Welcome {
             builder: identity.builder,
             name: identity.name,
@@ -235,7 +235,7 @@ impl Session {
             limits: limits(),
             resumed,
         }))];
-        if identity.drain {
+        if drain {
             effects.push(Effect::Send(ServerMessage::Drain));
         }
         self.state = State::Ready(ready);

@@ -1,7 +1,7 @@
 //! The session's core, driven without a socket: every refusal, and the order and window of events.
 
 use super::{
-    effects::{Effect, Input, Work},
+    effects::{Effect, Input, Opened, Work},
     ready::MAX_UNACKED_EVENTS,
     session::{Config, Session},
 };
@@ -93,7 +93,7 @@ impl Fixture {
             matches!(&effects[..], [Effect::Open { targets, .. }] if targets == &[target("x86_64-unknown-linux-gnu")]),
             "only targets that the operator allows: {effects:?}"
         );
-        let effects = fixture.tell(Input::Opened(vec![]));
+        let effects = fixture.tell(Input::Opened(Opened { resumed: vec![], drain: false, changes: 0 }));
         assert!(matches!(&effects[..], [Effect::Send(ServerMessage::Welcome(_))]));
         fixture
     }

@@ -21,7 +21,9 @@ use cratemill_stack::{
     secrets::Secrets,
 };
 use cratemill_store::{
-    PgPool, artifacts, builders, crates, queue,
+    PgPool, artifacts, builders, crates,
+    nodes::{self, Run},
+    queue,
     queue::{End, Ended, Held, NewJob},
     sessions, targets,
     uploads::{self, Upload},
@@ -274,7 +276,9 @@ pub(crate) async fn running_job(pool: &PgPool, krate: &str, version: &str, build
         parent: None,
     };
     let job = queue::enqueue(&mut conn, &new).await.unwrap().id();
-    sessions::open(&mut conn, builder, &format!("connection-{builder}"), "test", &[]).await.unwrap();
+    let run = Run { name: "test".into(), epoch: 1 };
+    nodes::register(&mut conn, &run).await.unwrap();
+    sessions::open(&mut conn, builder, &format!("connection-{builder}"), &run, &[]).await.unwrap();
     let candidates = queue::candidates(&mut conn, &[TARGET.into()], 100).await.unwrap();
     let candidate = candidates.iter().find(|candidate| candidate.id == job).unwrap();
     queue::assign(&mut conn, &[(candidate, builder)], 60).await.unwrap();

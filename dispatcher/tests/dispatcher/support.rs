@@ -11,6 +11,7 @@ use cratemill_protocol::{
 use cratemill_stack::{data_dir::DataDir, s3, secrets::Secrets};
 use cratemill_store::{
     PgConnection, PgPool, builders, crates,
+    nodes::{self, Run},
     objects::{ObjectStore, Objects},
     queue::{self, NewJob},
     sessions, targets,
@@ -75,7 +76,9 @@ impl Builder {
         let fingerprint = sshsig::fingerprint(key.public_key());
         let (name, connection) = (format!("builder-{seed}"), format!("connection-{seed}"));
         let id = builders::register(conn, &name, &fingerprint, &line, &linux).await.unwrap();
-        sessions::open(conn, id, &connection, NODE, &linux).await.unwrap();
+        let run = Run { name: NODE.into(), epoch: 1 };
+        nodes::register(conn, &run).await.unwrap();
+        sessions::open(conn, id, &connection, &run, &linux).await.unwrap();
         Self { id, key, connection }
     }
 }

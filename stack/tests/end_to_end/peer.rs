@@ -185,6 +185,14 @@ impl Peer {
         }
     }
 
+    /// Whether the node lets it in just now.
+    pub(super) async fn try_login(&mut self) -> bool {
+        let challenge = self.challenge().await;
+        let response = self.response(&challenge);
+        self.send(&response).await;
+        matches!(self.next().await, ServerMessage::Welcome(_))
+    }
+
     /// Logs in with a job to resume; tells which event is next.
     pub(super) async fn resume(&mut self, job: &Job) -> u64 {
         let ClientMessage::Hello(mut hello) = self.hello() else { unreachable!("hello is a hello") };

@@ -5,7 +5,7 @@ use super::{
     scene::{Scene, until},
 };
 use cratemill_protocol::{
-    Stage,
+    BuilderId, Stage,
     builder::{
         ChallengeResponse, ClientMessage, CloseReason, Event, Heartbeat, JobEvent, JobRef, Load,
         MAX_FRAME_BYTES, Nonce, SUBPROTOCOL_JSON, ServerMessage,
@@ -17,9 +17,15 @@ use cratemill_stack::{
     fixtures::crates,
     services::Role,
 };
+use cratemill_store::{
+    PgConnection, builders,
+    nodes::{self, Run},
+    sessions,
+};
 use futures_util::SinkExt;
 use reqwest::Method;
 use serde_json::json;
+use sqlx::Connection;
 use tokio_tungstenite::tungstenite::{Message, http::StatusCode};
 
 const NO_BUILDER: Options = Options {
@@ -117,6 +123,50 @@ async fn whoever_is_not_a_builder_is_refused() {
     let hello = again.hello();
     again.send(&hello).await;
     assert_eq!(again.close_reason().await, CloseReason::Disabled);
+    cluster.stop().await.unwrap();
+}
+
+/// The messages that would have told them are never sent: each connection hears within the period in which its node marks
+/// itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_no_message_says_the_node_finds_out() {
+    let cluster = Cluster::start(Options { index: "default".into(), api: 2, ..NO_BUILDER }).await.unwrap();
+    let client = cluster.client();
+    let key = new_key();
+    let id = BuilderId(register(&client, "b", &key, cluster.targets()).await);
+    let mut conn = PgConnection::connect(&cluster.postgres.url()).await.unwrap();
+    let logged_in = async || {
+        let mut peer = Peer::connect(&cluster, Encoding::MsgPack, key.clone()).await;
+        peer.login().await;
+        peer
+    };
+
+    let mut peer = logged_in().await;
+    builders::update(&mut conn, id, None, Some(true)).await.unwrap();
+    peer.wait_for(|message| matches!(message, ServerMessage::Drain).then_some(())).await;
+    builders::update(&mut conn, id, None, Some(false)).await.unwrap();
+    assert_eq!(peer.close_reason().await, CloseReason::Draining, "it is to come back");
+
+    let mut peer = logged_in().await;
+    let elsewhere = Run { name: "elsewhere".into(), epoch: 1 };
+    nodes::register(&mut conn, &elsewhere).await.unwrap();
+    let mut tx = conn.begin().await.unwrap();
+    sessions::open(&mut tx, id, "another", &elsewhere, &[]).await.unwrap();
+    tx.commit().await.unwrap();
+    assert_eq!(peer.close_reason().await, CloseReason::Internal, "its session is another connection's");
+
+    let mut peer = logged_in().await;
+    sqlx::query("DELETE FROM builder_sessions").execute(&mut conn).await.unwrap();
+    sqlx::query("DELETE FROM nodes").execute(&mut conn).await.unwrap();
+    assert_eq!(peer.close_reason().await, CloseReason::Internal, "its node was taken for dead");
+
+    let mut peer = until("the nodes let builders in again", async || {
+        let mut peer = Peer::connect(&cluster, Encoding::MsgPack, key.clone()).await;
+        peer.try_login().await.then_some(peer)
+    })
+    .await;
+    builders::update(&mut conn, id, Some(false), None).await.unwrap();
+    assert_eq!(peer.close_reason().await, CloseReason::Disabled);
     cluster.stop().await.unwrap();
 }
 

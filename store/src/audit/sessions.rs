@@ -6,7 +6,7 @@ use sqlx::PgConnection;
 /// When a session's node last said that it lives: the only place where the audit spells it.
 macro_rules! seen_at {
     () => {
-        "s.seen_at"
+        "coalesce((SELECT n.seen_at FROM nodes n WHERE n.name = s.node AND n.epoch = s.epoch), s.seen_at)"
     };
 }
 
@@ -44,7 +44,7 @@ pub async fn overdrawn(conn: &mut PgConnection, after_s: f64) -> sqlx::Result<Fo
     .await
 }
 
-/// Sessions that no node has spoken of for so many seconds.
+/// Sessions whose node has not said for so many seconds that it lives.
 pub async fn silent(conn: &mut PgConnection, after_s: f64) -> sqlx::Result<Found> {
     sqlx::query_as(found!(
         "SELECT 'builder ' || s.builder_id AS what, extract(epoch FROM now() - ",

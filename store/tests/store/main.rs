@@ -10,6 +10,7 @@ mod database;
 mod downloads;
 mod estimates;
 mod faults;
+mod nodes;
 mod queue;
 mod sessions;
 mod states;

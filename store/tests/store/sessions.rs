@@ -1,6 +1,6 @@
 //! Sessions: which builders wait, for how many jobs, and where.
 
-use crate::support::{ARM, LINUX, builder, connected, job, lease, target, version};
+use crate::support::{ARM, LINUX, connected, job, lease, node, silence, target, version};
 use cratemill_protocol::{Attempt, BuilderId, JobId, Target, builder::JobRef, bus::BuildRequest};
 use cratemill_store::{
     PgConnection, PgPool, builders,
@@ -152,8 +152,6 @@ async fn only_those_wait_that_something_is_queued_for(pool: PgPool) {
     assert!(waiting(&mut conn, 10).await.is_empty(), "nothing is queued");
     queued(&mut conn, LINUX).await;
     assert_eq!(waiting(&mut conn, 1).await, ["c-c"]);
-    // A mark of life does not put one behind another.
-    sessions::seen(&mut conn, &["c-c".into()]).await.unwrap();
     assert_eq!(waiting(&mut conn, 10).await, ["c-c", "c-d"]);
     let later = OffsetDateTime::now_utc() + Duration::hours(1);
     let version = version(&mut conn, "any").await;
@@ -170,29 +168,14 @@ async fn a_new_connection_supersedes_the_old_one(pool: PgPool) {
     let id = connected(&mut tx, "b", LINUX).await;
     queued(&mut tx, LINUX).await;
     sessions::request(&mut tx, &request(id, "c-b", 4, 9)).await.unwrap();
-    sessions::open(&mut tx, id, "c-2", "node-2", &[target(LINUX)]).await.unwrap();
+    let second = node(&mut tx, "node-2").await;
+    sessions::open(&mut tx, id, "c-2", &second, &[target(LINUX)]).await.unwrap();
     assert!(sessions::waiting(&mut tx, 10).await.unwrap().is_empty(), "it has not asked yet");
     assert!(sessions::request(&mut tx, &request(id, "c-2", 1, 1)).await.unwrap(), "its numbers start over");
     assert_eq!(sessions::node_of(&mut tx, id).await.unwrap().as_deref(), Some("node-2"));
     assert!(!sessions::close(&mut tx, "c-b").await.unwrap(), "the old one's end is no news");
     assert!(sessions::close(&mut tx, "c-2").await.unwrap());
     assert_eq!(sessions::node_of(&mut tx, id).await.unwrap(), None);
-}
-
-#[sqlx::test(migrations = "../migrations")]
-async fn sessions_of_dead_nodes_end(pool: PgPool) {
-    let mut tx = pool.begin().await.unwrap();
-    let first = connected(&mut tx, "first", LINUX).await;
-    let second = builder(&mut tx, "second", LINUX).await;
-    sessions::open(&mut tx, second, "c-2", "node-2", &[target(LINUX)]).await.unwrap();
-    let seen = sessions::seen(&mut tx, &["c-2".into(), "unknown".into()]).await.unwrap();
-    assert_eq!(seen, [("c-2".to_owned(), false)], "the other has no session");
-    builders::update(&mut tx, second, None, Some(true)).await.unwrap();
-    let seen = sessions::seen(&mut tx, &["c-2".into()]).await.unwrap();
-    assert_eq!(seen, [("c-2".to_owned(), true)]);
-    assert!(sessions::expire(&mut tx, 60).await.unwrap().is_empty());
-    assert_eq!(sessions::close_all_of_node(&mut tx, "node-2").await.unwrap(), 1);
-    assert_eq!(sessions::expire(&mut tx, -1).await.unwrap(), [(first, "first".to_owned())]);
 }
 
 #[sqlx::test(migrations = "../migrations")]
@@ -217,9 +200,12 @@ async fn a_builder_whose_node_is_silent_does_not_wait(pool: PgPool) {
     let id = connected(&mut conn, "b", LINUX).await;
     queued(&mut conn, LINUX).await;
     sessions::request(&mut conn, &request(id, "c-b", 1, 1)).await.unwrap();
-    let silence = "UPDATE builder_sessions SET seen_at = now() - interval '1 minute'";
-    sqlx::query(silence).execute(&mut *conn).await.unwrap();
+    silence(&mut conn, "node-1").await;
     assert_eq!(free_slots(&mut conn).await, [0; 0]);
-    sessions::seen(&mut conn, &["c-b".into()]).await.unwrap();
+    let run = node(&mut conn, "node-1").await;
+    assert_eq!(free_slots(&mut conn).await, [1]);
+    // A node of an earlier version marks each session.
+    sqlx::query("UPDATE builder_sessions SET epoch = NULL").execute(&mut *conn).await.unwrap();
+    silence(&mut conn, &run.name).await;
     assert_eq!(free_slots(&mut conn).await, [1]);
 }

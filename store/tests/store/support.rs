@@ -5,7 +5,9 @@ use cratemill_protocol::{
     VersionId, job::Timings,
 };
 use cratemill_store::{
-    PgConnection, builders, crates, queue,
+    PgConnection, builders, crates,
+    nodes::{self, Run},
+    queue,
     queue::{End, Ended, Held, NewJob},
     sessions, targets,
     uploads::{self, Upload},
@@ -43,10 +45,24 @@ pub(crate) async fn builder(conn: &mut PgConnection, name: &str, name_of_target:
     builders::register(conn, name, &fingerprint, &key, &targets).await.unwrap()
 }
 
+/// The run of a node that just marked itself.
+pub(crate) async fn node(conn: &mut PgConnection, name: &str) -> Run {
+    let run = Run { name: name.into(), epoch: 1 };
+    nodes::register(conn, &run).await.unwrap();
+    run
+}
+
+/// Its node has said nothing for a minute.
+pub(crate) async fn silence(conn: &mut PgConnection, name: &str) {
+    let silent = "UPDATE nodes SET seen_at = now() - interval '1 minute' WHERE name = $1";
+    sqlx::query(silent).bind(name).execute(conn).await.unwrap();
+}
+
 /// And logged in, on `node-1`, as the connection `c-<name>`.
 pub(crate) async fn connected(conn: &mut PgConnection, name: &str, name_of_target: &str) -> BuilderId {
     let id = builder(conn, name, name_of_target).await;
-    sessions::open(conn, id, &format!("c-{name}"), "node-1", &[target(name_of_target)]).await.unwrap();
+    let run = node(conn, "node-1").await;
+    sessions::open(conn, id, &format!("c-{name}"), &run, &[target(name_of_target)]).await.unwrap();
     id
 }
 

@@ -41,14 +41,15 @@ const DAMAGE: &[(&str, &str)] = &[
     (
         "waiting-jobs",
         "UPDATE queue SET run_at = now() - interval '1 hour'; \
-         UPDATE builder_sessions SET slots = 1, requested_at = now() - interval '6 minutes', seen_at = now()",
+         UPDATE nodes SET seen_at = now(); \
+         UPDATE builder_sessions SET slots = 1, requested_at = now() - interval '6 minutes'",
     ),
     ("waiting-jobs", "UPDATE queue SET turn = NULL, run_at = now() - interval '6 minutes'"),
     (
         "sessions",
         "UPDATE builder_sessions SET slots = -1, requested_at = now() - interval '6 minutes' WHERE builder_id = 1",
     ),
-    ("sessions", "UPDATE builder_sessions SET seen_at = now() - interval '6 minutes' WHERE builder_id = 1"),
+    ("sessions", "UPDATE nodes SET seen_at = now() - interval '6 minutes'"),
     ("sessions", "UPDATE builder_sessions SET in_flight = '{GOOD.1}' WHERE builder_id = 1"),
     ("sessions", "UPDATE builder_sessions SET in_flight = '{RUNNING.9}' WHERE builder_id = 2"),
     (
@@ -100,7 +101,8 @@ async fn what_is_on_its_way_is_no_damage(pool: PgPool) {
         "UPDATE leases SET lease_until = now() - interval '10 seconds'",
         "UPDATE leases SET cancel_requested_at = now() - interval '10 seconds'",
         "UPDATE queue SET run_at = now() - interval '1 hour'",
-        "UPDATE builder_sessions SET slots = 1, requested_at = now(), seen_at = now()",
+        "UPDATE nodes SET seen_at = now()",
+        "UPDATE builder_sessions SET slots = 1, requested_at = now()",
         "INSERT INTO outbox (subjects, payloads) VALUES ('{event.queue}', '{\"\"}')",
         "UPDATE download_batches SET ahead = '{3}'",
         "UPDATE builder_sessions SET slots = -1 WHERE builder_id = 1",

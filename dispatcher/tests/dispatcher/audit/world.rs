@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 /// In the order in which rows can be put back.
-const TABLES: [&str; 11] = [
+const TABLES: [&str; 12] = [
     "jobs",
     "queue",
     "leases",
@@ -33,6 +33,8 @@ const TABLES: [&str; 11] = [
     "downloads_daily",
     "download_batches",
     "outbox",
+    // Before the sessions that refer to them.
+    "nodes",
     "builder_sessions",
 ];
 
