@@ -1,0 +1,190 @@
+//! What the processes of a cluster use, as the kernel and Postgres count it.
+
+use anyhow::{Context, Result};
+use cratemill_stack::{Cluster, process::Process, services::Service};
+use serde_json::{Value, json};
+use sqlx::{Connection, PgConnection};
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
+use tokio::time::sleep;
+
+/// The kernel tells CPU time in hundredths of a second, on every architecture.
+const TICK_MS: f64 = 10.0;
+
+/// Bytes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Memory {
+    pub(super) resident: f64,
+    /// What no file is behind: heaps and stacks.
+    pub(super) anonymous: f64,
+}
+
+impl Memory {
+    pub(super) fn since(self, before: Self) -> Self {
+        Self { resident: self.resident - before.resident, anonymous: self.anonymous - before.anonymous }
+    }
+
+    pub(super) fn each(self, connections: usize) -> Self {
+        let of = count(connections);
+        Self { resident: self.resident / of, anonymous: self.anonymous / of }
+    }
+}
+
+/// In one second, on average.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Usage {
+    pub(super) api_ms: f64,
+    pub(super) dispatcher_ms: f64,
+    pub(super) postgres_ms: f64,
+    pub(super) nats_ms: f64,
+    /// Each statement of an idle cluster is one of its own.
+    pub(super) transactions: f64,
+}
+
+impl Usage {
+    pub(super) fn json(&self) -> Value {
+        let round = |value: f64| (value * 100.0).round() / 100.0;
+        json!({
+            "api_cpu_ms": round(self.api_ms),
+            "dispatcher_cpu_ms": round(self.dispatcher_ms),
+            "postgres_cpu_ms": round(self.postgres_ms),
+            "nats_cpu_ms": round(self.nats_ms),
+            "transactions": round(self.transactions),
+        })
+    }
+}
+
+pub(super) struct Observer {
+    api: Vec<u32>,
+    dispatcher: Vec<u32>,
+    postgres: Vec<u32>,
+    nats: Vec<u32>,
+    database: PgConnection,
+}
+
+/// Totals since the processes began.
+#[derive(Clone, Copy)]
+struct Totals {
+    at: Instant,
+    api: f64,
+    dispatcher: f64,
+    postgres: f64,
+    nats: f64,
+    transactions: f64,
+}
+
+impl Observer {
+    pub(super) async fn connect(cluster: &Cluster) -> Result<Self> {
+        let of = |process: Option<&Process>| process.map(Process::pid).context("a process is not running");
+        let services =
+            |services: &[Service]| services.iter().map(|it| of(it.process())).collect::<Result<_>>();
+        Ok(Self {
+            api: services(&cluster.api)?,
+            dispatcher: services(&cluster.dispatchers)?,
+            postgres: vec![of(cluster.postgres.process())?],
+            nats: cluster.nats.processes().map(Process::pid).collect(),
+            database: PgConnection::connect(&cluster.postgres.url()).await?,
+        })
+    }
+
+    pub(super) async fn watch(&mut self, time: Duration) -> Result<Usage> {
+        let before = self.totals().await?;
+        sleep(time).await;
+        let after = self.totals().await?;
+        let seconds = (after.at - before.at).as_secs_f64();
+        let per_s = |of: fn(&Totals) -> f64| (of(&after) - of(&before)) / seconds;
+        Ok(Usage {
+            api_ms: per_s(|totals| totals.api),
+            dispatcher_ms: per_s(|totals| totals.dispatcher),
+            postgres_ms: per_s(|totals| totals.postgres),
+            nats_ms: per_s(|totals| totals.nats),
+            transactions: per_s(|totals| totals.transactions),
+        })
+    }
+
+    /// Of all API nodes.
+    pub(super) fn memory(&self) -> Result<Memory> {
+        let mut sum = Memory { resident: 0.0, anonymous: 0.0 };
+        for pid in &self.api {
+            let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
+            sum.resident += field(&rollup, "Rss:")?;
+            sum.anonymous += field(&rollup, "Anonymous:")?;
+        }
+        Ok(sum)
+    }
+
+    async fn totals(&mut self) -> Result<Totals> {
+        let transactions: i64 = sqlx::query_scalar(
+            "SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = current_database()",
+        )
+        .fetch_one(&mut self.database)
+        .await?;
+        let sum = |pids: &[u32]| pids.iter().map(|pid| cpu_ms(*pid)).sum::<Result<f64>>();
+        Ok(Totals {
+            at: Instant::now(),
+            api: sum(&self.api)?,
+            dispatcher: sum(&self.dispatcher)?,
+            // A server process for each connection.
+            postgres: sum(&self.postgres)? + children_cpu_ms(self.postgres[0]),
+            nats: sum(&self.nats)?,
+            transactions: count(usize::try_from(transactions)?),
+        })
+    }
+}
+
+/// Of the process and of its children that have ended.
+fn cpu_ms(pid: u32) -> Result<f64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let (_, cpu_ms) = parent_and_cpu_ms(&stat).with_context(|| format!("/proc/{pid}/stat is unreadable"))?;
+    Ok(cpu_ms)
+}
+
+/// Those that live; one that ends meanwhile is its parent's to count.
+fn children_cpu_ms(parent: u32) -> f64 {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let stats = entries.filter_map(|entry| fs::read_to_string(entry.path().join("stat")).ok());
+    let of_parent = stats.filter_map(|stat| parent_and_cpu_ms(&stat)).filter(|(of, _)| *of == parent);
+    of_parent.map(|(_, cpu_ms)| cpu_ms).sum()
+}
+
+/// The name in parentheses may hold anything, so fields are counted from behind it.
+fn parent_and_cpu_ms(stat: &str) -> Option<(u32, f64)> {
+    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+    let parent = fields.get(1)?.parse().ok()?;
+    let ticks = fields.get(11..15)?.iter().map(|ticks| ticks.parse::<u32>().ok()).sum::<Option<u32>>()?;
+    Some((parent, f64::from(ticks) * TICK_MS))
+}
+
+/// A line such as `Rss:    1234 kB`, in bytes.
+fn field(rollup: &str, name: &str) -> Result<f64> {
+    let line = rollup.lines().find_map(|line| line.strip_prefix(name));
+    let kib = line.and_then(|rest| rest.split_whitespace().next()?.parse::<u32>().ok());
+    kib.map(|kib| f64::from(kib) * 1_024.0).with_context(|| format!("smaps_rollup has no {name}"))
+}
+
+/// Exact for whatever is counted here.
+#[allow(clippy::cast_precision_loss)]
+pub(super) fn count(of: usize) -> f64 {
+    of as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cpu_time_is_found_behind_any_name() {
+        let stat = "7 (a) b (c) S 3 7 7 0 -1 4194560 1 2 3 4 10 20 30 40 20 0 1 0 5 6 7";
+        assert_eq!(parent_and_cpu_ms(stat), Some((3, 1_000.0)));
+        assert_eq!(parent_and_cpu_ms("7 (x) S"), None);
+    }
+
+    #[test]
+    fn memory_is_in_bytes() {
+        let rollup = "55-7ff ---p 00000000 00:00 0 [rollup]\nRss:                  12 kB\nAnonymous:             8 kB\n";
+        assert!((field(rollup, "Rss:").unwrap() - 12_288.0).abs() < 0.5);
+        assert!(field(rollup, "Swap:").is_err());
+    }
+}
