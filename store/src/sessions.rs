@@ -115,22 +115,23 @@ const FRESH_S: i32 = 15;
 /// Builders that wait, are not held back, and that something is queued for, those that have asked first first; their rows
 /// stay locked, and rows that others lock are passed over.
 pub async fn waiting(conn: &mut PgConnection, limit: i64) -> sqlx::Result<Vec<Waiting>> {
-    // Whether anything is due is known before any session is read, and the index has them in their turn: of ten thousand
-    // that wait, only those are read that are served.
+    // Of ten thousand that wait only those are read that are served: whether anything is due is known before any is looked
+    // at, the index has them in their turn, and what a scalar subquery asks is asked for one at a time.
     sqlx::query_as(
         "WITH due AS MATERIALIZED (
              SELECT coalesce(array_agg(t.name), '{}') AS names
              FROM (SELECT name FROM targets UNION ALL SELECT 'any') t
-             WHERE EXISTS (SELECT FROM queue q WHERE q.target = t.name AND q.turn IS NOT NULL)
+             WHERE (SELECT true FROM queue q WHERE q.target = t.name AND q.turn IS NOT NULL
+                    ORDER BY q.priority, q.turn, q.job_id LIMIT 1)
          )
-         SELECT s.builder_id, s.connection, s.node, s.targets, s.slots
-         FROM builder_sessions s JOIN builders b ON b.id = s.builder_id
-         LEFT JOIN nodes n ON n.name = s.node AND n.epoch = s.epoch
+         SELECT s.builder_id, s.connection, s.node, s.targets, s.slots FROM builder_sessions s
          WHERE (SELECT names <> '{}' FROM due)
            AND ((SELECT 'any' = ANY(names) FROM due) OR s.targets && (SELECT names FROM due))
-           AND s.slots > 0 AND b.enabled AND NOT b.drain
-           AND coalesce(n.seen_at, s.seen_at) > now() - make_interval(secs => $2)
-           AND NOT EXISTS (SELECT FROM builder_faults f WHERE f.builder_id = b.id AND f.paused_until > now())
+           AND s.slots > 0
+           AND coalesce((SELECT n.seen_at FROM nodes n WHERE n.name = s.node AND n.epoch = s.epoch), s.seen_at)
+               > now() - make_interval(secs => $2)
+           AND (SELECT b.enabled AND NOT b.drain FROM builders b WHERE b.id = s.builder_id)
+           AND coalesce((SELECT f.paused_until <= now() FROM builder_faults f WHERE f.builder_id = s.builder_id), true)
          ORDER BY s.requested_at, s.builder_id LIMIT $1 FOR UPDATE OF s SKIP LOCKED",
     )
     .bind(limit)

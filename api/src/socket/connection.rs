@@ -5,6 +5,7 @@ use super::{
     attempt::{self, Attempt},
     connections::Handle,
     database,
+    demand::Demand,
     effects::{Effect, Input, Work},
     inbox,
     lobby::Place,
@@ -14,21 +15,20 @@ use axum::extract::ws::{CloseFrame, Message, WebSocket};
 use cratemill_protocol::{
     BuilderId,
     builder::{ClientMessage, CloseReason, JobRef, Nonce, ServerMessage},
-    bus::{BuildRequest, NodeMessage},
+    bus::NodeMessage,
     codec::Encoding,
-    subjects,
 };
-use cratemill_service::backoff::Backoff;
 use rand::RngCore;
 use std::{
     collections::{HashMap, VecDeque},
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
 };
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 
 /// A builder that takes nothing for this long is gone.
 const SEND_TIMEOUT: Duration = Duration::from_secs(10);
@@ -45,8 +45,7 @@ struct Connection {
     place: Option<Place>,
     builder: Option<(BuilderId, String)>,
     attempts: HashMap<JobRef, Attempt>,
-    /// The builder's newest demand; published by a task of its own, so that only the newest is.
-    demand: Option<watch::Sender<BuildRequest>>,
+    demand: Option<Demand>,
     draining: Arc<AtomicBool>,
 }
 
@@ -86,18 +85,20 @@ pub(super) async fn run(socket: WebSocket, encoding: Encoding, sockets: Arc<Sock
 impl Connection {
     async fn serve(&mut self, receiver: &mut mpsc::Receiver<Input>) {
         let shutdown = self.sockets.shutdown.clone();
+        let mut shutdown = pin!(shutdown.cancelled());
+        let mut tick = pin!(tokio::time::sleep_until(self.session.deadline().into()));
         while !self.session.is_closed() {
-            let deadline = tokio::time::Instant::from_std(self.session.deadline());
             let input = tokio::select! {
                 frame = self.socket.recv() => match self.parse(frame) {
                     Some(input) => input,
                     None => return,
                 },
                 Some(input) = receiver.recv() => input,
-                () = shutdown.cancelled() => Input::Shutdown,
+                () = &mut shutdown => Input::Shutdown,
                 () = place_wanted(self.place.as_ref()) => Input::PlaceWanted,
-                () = tokio::time::sleep_until(deadline) => Input::Tick,
+                () = &mut tick => Input::Tick,
             };
+            let sets_timer = matches!(input, Input::Tick | Input::Opened(_));
             let opened = if let Input::Opened(opened) = &input { Some(opened.changes) } else { None };
             let mut effects: VecDeque<_> = self.session.handle(input, Instant::now()).into();
             self.draining.store(self.session.is_draining(), Ordering::Relaxed);
@@ -111,6 +112,10 @@ impl Connection {
                     tracing::debug!(connection = self.id, why, "builder connection broke");
                     return;
                 }
+            }
+            // Messages only put it off, and are too many to set a timer each: one that is early finds nothing due.
+            if sets_timer {
+                tick.as_mut().reset(self.session.deadline().into());
             }
         }
     }
@@ -130,7 +135,7 @@ impl Connection {
             }
         };
         Some(match self.encoding.decode::<ClientMessage>(&bytes) {
-            Ok(message) => Input::Message(message),
+            Ok(message) => Input::Message(Box::new(message)),
             Err(error) => Input::Malformed(error.to_string()),
         })
     }
@@ -143,7 +148,8 @@ impl Connection {
                 let (pool, lookups) = (self.sockets.pool.clone(), self.sockets.lookups.clone());
                 self.answer(async move {
                     let _turn = lookups.acquire_owned().await?;
-                    database::find_key(&pool, &fingerprint).await.map(Input::Key)
+                    let key = database::find_key(&pool, &fingerprint).await?;
+                    Ok(Input::Key(key.map(Box::new)))
                 });
                 Ok(())
             }
@@ -197,18 +203,7 @@ impl Connection {
     ) {
         tracing::info!(%builder, name, connection = self.id, "builder logged in");
         self.builder = Some((builder, name.clone()));
-        let request = BuildRequest {
-            builder,
-            connection: self.id.clone(),
-            node: self.sockets.run.name.clone(),
-            targets: targets.clone(),
-            slots: 0,
-            answered: Vec::new(),
-            serial: 0,
-        };
-        let (demand, receiver) = watch::channel(request);
-        self.demand = Some(demand);
-        self.sockets.tasks.spawn(publish_demand(self.sockets.clone(), receiver));
+        self.demand = Some(Demand::new(builder, targets.clone()));
         self.sockets.connections().open(&self.id);
         let (sockets, connection) = (self.sockets.clone(), self.id.clone());
         let gone = self.inputs.clone();
@@ -224,13 +219,9 @@ impl Connection {
         });
     }
 
-    fn ask(&self, slots: u16, answered: Vec<JobRef>) {
-        if let Some(demand) = &self.demand {
-            demand.send_modify(|request| {
-                request.slots = slots;
-                request.answered = answered;
-                request.serial += 1;
-            });
+    fn ask(&mut self, slots: u16, answered: Vec<JobRef>) {
+        if let Some(demand) = &mut self.demand {
+            demand.publish(&self.sockets, &self.id, &self.inputs, slots, answered);
         }
     }
 
@@ -299,30 +290,6 @@ async fn place_wanted(place: Option<&Place>) {
     match place {
         Some(place) => place.wanted().await,
         None => std::future::pending().await,
-    }
-}
-
-/// Publishes the newest demand of a connection, each time it changed, until the connection ends.
-async fn publish_demand(sockets: Arc<Sockets>, mut demand: watch::Receiver<BuildRequest>) {
-    /// A demand that cannot be stored for so long is stored with the next change or try.
-    const PATIENCE: Duration = Duration::from_secs(10);
-    while demand.changed().await.is_ok() {
-        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
-        loop {
-            let request = demand.borrow_and_update().clone();
-            let subject = subjects::build_request(request.builder);
-            let id = format!("r-{}-{}", request.connection, request.serial);
-            let payload = cratemill_protocol::bus::encode(&request).into();
-            match sockets.bus.store(&subject, &id, payload, PATIENCE).await {
-                Ok(_) => break,
-                Err(error) => tracing::warn!(%error, "cannot publish a builder's demand yet"),
-            }
-            if sockets.shutdown.is_cancelled() || demand.has_changed().is_err() {
-                return;
-            }
-            // A full stream refuses at once.
-            tokio::time::sleep(backoff.next_wait()).await;
-        }
     }
 }
 

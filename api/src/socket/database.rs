@@ -2,7 +2,7 @@
 
 use super::{
     Sockets,
-    effects::{Input, Opened},
+    effects::{Input, Opened, Renewed},
 };
 use anyhow::Context as _;
 use cratemill_protocol::{
@@ -61,7 +61,8 @@ pub(super) async fn open(
             Resumed::Lost { job: *job, attempt: *attempt }
         });
     }
-    Ok(Input::Opened(Opened { resumed: answers, drain: opened.drain, changes: opened.changes }))
+    let (drain, changes) = (opened.drain, opened.changes);
+    Ok(Input::Opened(Box::new(Opened { resumed: answers, drain, changes })))
 }
 
 pub(super) async fn close(
@@ -102,7 +103,7 @@ pub(super) async fn renew(sockets: &Sockets, builder: BuilderId, jobs: &[JobRef]
     let held: Vec<_> = renewed.iter().map(|renewed| (of(renewed), token(sockets, of(renewed)))).collect();
     let cancelled = renewed.iter().filter(|renewed| renewed.cancel_requested).map(of).collect();
     let lost = jobs.iter().copied().filter(|job| held.iter().all(|(held, _)| held != job)).collect();
-    Ok(Input::Renewed { held, cancelled, lost })
+    Ok(Input::Renewed(Box::new(Renewed { held, cancelled, lost })))
 }
 
 pub(super) fn token(sockets: &Sockets, job: JobRef) -> Token {

@@ -11,17 +11,17 @@ use cratemill_store::builders::Login;
 
 #[derive(Debug)]
 pub(super) enum Input {
-    Message(ClientMessage),
+    Message(Box<ClientMessage>),
     /// The frame could not be read as a message.
     Malformed(String),
     FrameTooLarge,
-    Key(Option<Login>),
+    Key(Option<Box<Login>>),
     /// It is not logged in, and others who come want its place.
     PlaceWanted,
     /// The signature is good, but there were many before.
     TooManyLogins,
     /// The session is recorded.
-    Opened(Opened),
+    Opened(Box<Opened>),
     Assigned(Vec<Job>),
     /// Everything up to `seq` of the attempt is on the bus.
     Stored {
@@ -29,12 +29,8 @@ pub(super) enum Input {
         seq: u64,
     },
     OutcomeStored(JobRef),
-    /// The attempts of a heartbeat that are still the builder's, each with a fresh token, and those that are not.
-    Renewed {
-        held: Vec<(JobRef, Token)>,
-        cancelled: Vec<JobRef>,
-        lost: Vec<JobRef>,
-    },
+    /// What became of the attempts of a heartbeat.
+    Renewed(Box<Renewed>),
     LeaseLost(JobRef),
     Cancel {
         job: JobRef,
@@ -51,6 +47,19 @@ pub(super) enum Input {
     /// Something of ours failed: the builder is to come back.
     Failed(String),
     Tick,
+}
+
+/// A connection's queue keeps room for 32 of them from its first moment, and most connections are idle: what is larger
+/// than a few words goes into a box.
+const _: () = assert!(size_of::<Input>() <= 40);
+
+#[derive(Debug)]
+pub(super) struct Renewed {
+    /// Those that are still the builder's, each with a fresh token.
+    pub held: Vec<(JobRef, Token)>,
+    /// Of those, the ones that somebody wants cancelled.
+    pub cancelled: Vec<JobRef>,
+    pub lost: Vec<JobRef>,
 }
 
 #[derive(Debug)]

@@ -8,6 +8,7 @@ mod bucket;
 mod connection;
 mod connections;
 mod database;
+mod demand;
 mod effects;
 mod groups;
 mod inbox;
@@ -65,7 +66,7 @@ pub(crate) struct Sockets {
     signer: Signer,
     sources: Sources,
     run: Run,
-    config: Config,
+    config: Arc<Config>,
     connections: Mutex<Connections>,
     groups: Groups,
     /// Whether builders may log in: this node hears what is said to it.
@@ -97,12 +98,12 @@ impl Sockets {
             signer: app.signer.clone(),
             sources: app.sources.clone(),
             run: Run { name: app.config.node.clone(), epoch: clock::now_ms() },
-            config: Config {
+            config: Arc::new(Config {
                 server: app.config.public_url.to_string(),
                 heartbeat_s: app.config.heartbeat_s,
                 lease_s: app.config.lease_s,
                 login_timeout: Duration::from_secs(u64::from(app.config.login_timeout_s)),
-            },
+            }),
             connections: Mutex::default(),
             groups,
             open: AtomicBool::new(false),
@@ -178,7 +179,7 @@ async fn upgrade(
     Ok(upgrade.on_upgrade(async move |socket| {
         let tasks = sockets.tasks.clone();
         // Tracked, so that a drain waits for the close frame to be sent.
-        let _ = tasks.spawn(connection::run(socket, encoding, sockets, place)).await;
+        tasks.track_future(connection::run(socket, encoding, sockets, place)).await;
     }))
 }
 

@@ -1,6 +1,6 @@
 //! A builder that is logged in: its attempts, their events and their ends. Pure, like the session it is part of.
 
-use super::effects::{Effect, Input, Work, close, name_of};
+use super::effects::{Effect, Input, Renewed, Work, close, name_of};
 use cratemill_protocol::{
     FailureClass, Outcome,
     builder::{
@@ -8,7 +8,6 @@ use cratemill_protocol::{
         MAX_LOG_CHUNK_BYTES, MAX_MANIFEST_BYTES, MAX_SLOTS, Resumed, ServerMessage,
     },
     job::Timings,
-    token::Token,
 };
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
@@ -235,7 +234,7 @@ impl Ready {
                 self.forget(job);
                 vec![Effect::Send(ServerMessage::JobDone(job))]
             }
-            Input::Renewed { held, cancelled, lost } => self.renewed(held, cancelled, lost),
+            Input::Renewed(renewed) => self.renewed(*renewed),
             Input::LeaseLost(job) => {
                 self.forget(job);
                 vec![lease_lost(job)]
@@ -249,12 +248,7 @@ impl Ready {
         }
     }
 
-    fn renewed(
-        &mut self,
-        held: Vec<(JobRef, Token)>,
-        cancelled: Vec<JobRef>,
-        lost: Vec<JobRef>,
-    ) -> Vec<Effect> {
+    fn renewed(&mut self, Renewed { held, cancelled, lost }: Renewed) -> Vec<Effect> {
         self.renewing = false;
         let mut effects = Vec::with_capacity(held.len() + cancelled.len() + lost.len());
         for (job, token) in held {

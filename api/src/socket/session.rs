@@ -19,7 +19,10 @@ use cratemill_protocol::{
     sshsig,
 };
 use cratemill_store::builders::Login;
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 /// A busy builder with many slots stays far below; the burst covers a resend after a reconnect.
 const MESSAGES_PER_S: u32 = 2_000;
@@ -51,11 +54,19 @@ impl Config {
 #[derive(Debug)]
 enum State {
     Hello,
-    FindingKey(Hello),
-    Challenged { hello: Hello, login: Login, challenge: Challenge },
+    FindingKey(Box<Hello>),
+    Challenged(Box<Challenged>),
     Opening(Identity),
     Ready(Ready),
     Closed,
+}
+
+/// In a box: a session is in this state for milliseconds, and keeps room for it as long as it lives.
+#[derive(Debug)]
+struct Challenged {
+    hello: Hello,
+    login: Login,
+    challenge: Challenge,
 }
 
 #[derive(Debug, Clone)]
@@ -66,7 +77,7 @@ struct Identity {
 
 #[derive(Debug)]
 pub(super) struct Session {
-    config: Config,
+    config: Arc<Config>,
     connection: String,
     nonce: Nonce,
     state: State,
@@ -77,7 +88,7 @@ pub(super) struct Session {
 }
 
 impl Session {
-    pub(super) fn new(config: Config, connection: String, nonce: Nonce, now: Instant) -> Self {
+    pub(super) fn new(config: Arc<Config>, connection: String, nonce: Nonce, now: Instant) -> Self {
         let bucket = Bucket::new(f64::from(MESSAGES_PER_S), MESSAGES_BURST, now);
         Self { config, connection, nonce, state: State::Hello, bucket, heard: now, sent: now, opened: now }
     }
@@ -117,7 +128,7 @@ impl Session {
                 if !self.bucket.take(now) {
                     return close(CloseReason::Flood, "too many messages");
                 }
-                self.message(message)
+                self.message(*message)
             }
             Input::KeepAlive if !self.bucket.take(now) => close(CloseReason::Flood, "too many frames"),
             Input::Malformed(why) => close(CloseReason::Protocol, why),
@@ -136,7 +147,7 @@ impl Session {
             Input::TooManyLogins => close(CloseReason::Flood, "this builder logs in too often"),
             Input::Tick => self.tick(now),
             Input::Key(login) => self.key(login),
-            Input::Opened(opened) => self.opened(opened),
+            Input::Opened(opened) => self.opened(*opened),
             other => match &mut self.state {
                 State::Ready(ready) => ready.answer(other),
                 _ => Vec::new(),
@@ -152,7 +163,7 @@ impl Session {
     fn message(&mut self, message: ClientMessage) -> Vec<Effect> {
         match (&mut self.state, message) {
             (State::Hello, ClientMessage::Hello(hello)) => self.hello(hello),
-            (State::Challenged { .. }, ClientMessage::ChallengeResponse(response)) => {
+            (State::Challenged(_), ClientMessage::ChallengeResponse(response)) => {
                 self.signature(&response.signature)
             }
             (State::Ready(ready), message) => ready.message(message),
@@ -174,11 +185,11 @@ impl Session {
             return close(CloseReason::Protocol, "hello is beyond the limits of the protocol");
         }
         let find = Effect::FindKey(hello.fingerprint.clone());
-        self.state = State::FindingKey(hello);
+        self.state = State::FindingKey(Box::new(hello));
         vec![find]
     }
 
-    fn key(&mut self, login: Option<Login>) -> Vec<Effect> {
+    fn key(&mut self, login: Option<Box<Login>>) -> Vec<Effect> {
         let State::FindingKey(hello) = std::mem::replace(&mut self.state, State::Closed) else {
             return Vec::new();
         };
@@ -193,15 +204,16 @@ impl Session {
             connection: self.connection.clone(),
             nonce: self.nonce,
         };
-        self.state = State::Challenged { hello, login, challenge: challenge.clone() };
+        let (hello, login) = (*hello, *login);
+        self.state = State::Challenged(Box::new(Challenged { hello, login, challenge: challenge.clone() }));
         vec![Effect::Send(ServerMessage::ChallengeRequest(challenge))]
     }
 
     fn signature(&mut self, signature: &str) -> Vec<Effect> {
-        let State::Challenged { hello, login, challenge } = std::mem::replace(&mut self.state, State::Closed)
-        else {
+        let State::Challenged(challenged) = std::mem::replace(&mut self.state, State::Closed) else {
             return Vec::new();
         };
+        let Challenged { hello, login, challenge } = *challenged;
         let good = sshsig::public_key(&login.public_key).and_then(|key| {
             sshsig::verify(&key, AUTH_NAMESPACE, &challenge.signed_bytes(&hello.fingerprint), signature)
         });

@@ -1,7 +1,7 @@
 //! The session's core, driven without a socket: every refusal, and the order and window of events.
 
 use super::{
-    effects::{Effect, Input, Opened, Work},
+    effects::{Effect, Input, Opened, Renewed, Work},
     ready::MAX_UNACKED_EVENTS,
     session::{Config, Session},
 };
@@ -11,7 +11,10 @@ use cratemill_protocol::{
 };
 use cratemill_store::builders::Login;
 use ssh_key::{Algorithm, HashAlg, LineEnding, PrivateKey, rand_core::OsRng};
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 const SERVER: &str = "https://build.example";
 
@@ -31,11 +34,11 @@ impl Fixture {
             login_timeout: Duration::from_secs(10),
         };
         let key = PrivateKey::random(&mut OsRng, Algorithm::Ed25519).unwrap();
-        Self { session: Session::new(config, "connection-1".into(), Nonce([7; 32]), now), key, now }
+        Self { session: Session::new(Arc::new(config), "connection-1".into(), Nonce([7; 32]), now), key, now }
     }
 
     fn say(&mut self, message: ClientMessage) -> Vec<Effect> {
-        self.session.handle(Input::Message(message), self.now)
+        self.session.handle(Input::Message(Box::new(message)), self.now)
     }
 
     fn tell(&mut self, input: Input) -> Vec<Effect> {
@@ -74,7 +77,7 @@ impl Fixture {
         let login = self.login();
         let hello = self.hello();
         assert!(matches!(&self.say(hello)[..], [Effect::FindKey(_)]));
-        match self.tell(Input::Key(Some(login))).remove(0) {
+        match self.tell(Input::Key(Some(Box::new(login)))).remove(0) {
             Effect::Send(ServerMessage::ChallengeRequest(challenge)) => challenge,
             other => panic!("{other:?}"),
         }
@@ -93,7 +96,8 @@ impl Fixture {
             matches!(&effects[..], [Effect::Open { targets, .. }] if targets == &[target("x86_64-unknown-linux-gnu")]),
             "only targets that the operator allows: {effects:?}"
         );
-        let effects = fixture.tell(Input::Opened(Opened { resumed: vec![], drain: false, changes: 0 }));
+        let opened = Opened { resumed: vec![], drain: false, changes: 0 };
+        let effects = fixture.tell(Input::Opened(Box::new(opened)));
         assert!(matches!(&effects[..], [Effect::Send(ServerMessage::Welcome(_))]));
         fixture
     }
@@ -105,6 +109,10 @@ impl Fixture {
         assert!(matches!(&effects[..], [Effect::Send(ServerMessage::Jobs { .. })]));
         (fixture, of)
     }
+}
+
+fn renewed(held: Vec<(JobRef, Token)>, cancelled: Vec<JobRef>, lost: Vec<JobRef>) -> Input {
+    Input::Renewed(Box::new(Renewed { held, cancelled, lost }))
 }
 
 fn target(name: &str) -> Target {
@@ -171,7 +179,7 @@ fn a_disabled_builder_is_closed_at_login_and_later() {
     let hello = fixture.hello();
     fixture.say(hello);
     let login = Login { enabled: false, ..fixture.login() };
-    assert_closed(&fixture.tell(Input::Key(Some(login))), CloseReason::Disabled);
+    assert_closed(&fixture.tell(Input::Key(Some(Box::new(login)))), CloseReason::Disabled);
     assert_closed(&Fixture::ready().tell(Input::Disabled), CloseReason::Disabled);
 }
 
@@ -304,7 +312,7 @@ fn a_response_comes_last_and_counts_once() {
 #[test]
 fn a_lost_lease_stops_the_attempt() {
     let (mut fixture, of) = Fixture::with_job();
-    let effects = fixture.tell(Input::Renewed { held: vec![], cancelled: vec![], lost: vec![of] });
+    let effects = fixture.tell(renewed(vec![], vec![], vec![of]));
     assert!(matches!(
         &effects[..],
         [Effect::Send(ServerMessage::Cancel { why: CancelReason::LeaseLost, grace_s: 0, .. })]
@@ -398,7 +406,7 @@ fn heartbeats_are_answered_one_at_a_time() {
     let heartbeat = || ClientMessage::Heartbeat(Heartbeat { load: Load::default(), running: vec![of, of] });
     assert_eq!(fixture.say(heartbeat()), vec![Effect::Renew(vec![of])]);
     assert_eq!(fixture.say(heartbeat()), vec![], "the first is still being answered");
-    let answer = Input::Renewed { held: vec![(of, Token::new("t2"))], cancelled: vec![of], lost: vec![] };
+    let answer = renewed(vec![(of, Token::new("t2"))], vec![of], vec![]);
     let effects = fixture.tell(answer);
     assert!(
         matches!(

@@ -1,0 +1,103 @@
+//! What a connection's builder waits for, on its way to the dispatchers: the newest only, and one after the other.
+//!
+//! A task publishes it and ends; a builder that waits has none.
+
+use super::{Sockets, effects::Input};
+use cratemill_protocol::{
+    BuilderId, Target,
+    builder::JobRef,
+    bus::{self, BuildRequest},
+    subjects,
+};
+use cratemill_service::backoff::Backoff;
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+use tokio::sync::mpsc;
+
+/// A demand that cannot be stored for so long is stored with the next change or try.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+#[derive(Debug)]
+pub(super) struct Demand {
+    builder: BuilderId,
+    targets: Vec<Target>,
+    serial: u64,
+    pending: Arc<Mutex<Pending>>,
+}
+
+#[derive(Debug, Default)]
+struct Pending {
+    newest: Option<BuildRequest>,
+    /// A task takes it from here.
+    publishing: bool,
+}
+
+impl Demand {
+    pub(super) fn new(builder: BuilderId, targets: Vec<Target>) -> Self {
+        Self { builder, targets, serial: 0, pending: Arc::default() }
+    }
+
+    /// `inputs` are the connection's: once it has ended, its demand is of no interest.
+    pub(super) fn publish(
+        &mut self,
+        sockets: &Arc<Sockets>,
+        connection: &str,
+        inputs: &mpsc::Sender<Input>,
+        slots: u16,
+        answered: Vec<JobRef>,
+    ) {
+        self.serial += 1;
+        let request = BuildRequest {
+            builder: self.builder,
+            connection: connection.to_owned(),
+            node: sockets.run.name.clone(),
+            targets: self.targets.clone(),
+            slots,
+            answered,
+            serial: self.serial,
+        };
+        let mut pending = lock(&self.pending);
+        pending.newest = Some(request);
+        if !std::mem::replace(&mut pending.publishing, true) {
+            let (sockets, pending, inputs) = (sockets.clone(), self.pending.clone(), inputs.clone());
+            let tasks = sockets.tasks.clone();
+            tasks.spawn(async move { publish(&sockets, &pending, &inputs).await });
+        }
+    }
+}
+
+/// Until nothing newer is pending, or the connection has ended.
+async fn publish(sockets: &Sockets, pending: &Mutex<Pending>, inputs: &mpsc::Sender<Input>) {
+    while let Some(mut request) = next(pending) {
+        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+        while let Err(error) = store(sockets, &request).await {
+            tracing::warn!(%error, "cannot publish a builder's demand yet");
+            if sockets.shutdown.is_cancelled() || inputs.is_closed() {
+                return;
+            }
+            // A full stream refuses at once.
+            tokio::time::sleep(backoff.next_wait()).await;
+            request = lock(pending).newest.take().unwrap_or(request);
+        }
+    }
+}
+
+fn next(pending: &Mutex<Pending>) -> Option<BuildRequest> {
+    let mut pending = lock(pending);
+    let next = pending.newest.take();
+    pending.publishing = next.is_some();
+    next
+}
+
+async fn store(sockets: &Sockets, request: &BuildRequest) -> Result<(), cratemill_service::bus::Error> {
+    let subject = subjects::build_request(request.builder);
+    let id = format!("r-{}-{}", request.connection, request.serial);
+    sockets.bus.store(&subject, &id, bus::encode(request).into(), PATIENCE).await?;
+    Ok(())
+}
+
+fn lock(pending: &Mutex<Pending>) -> MutexGuard<'_, Pending> {
+    pending.lock().unwrap_or_else(PoisonError::into_inner)
+}
