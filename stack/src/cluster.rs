@@ -163,6 +163,12 @@ impl Cluster {
         self.services().filter_map(Service::process).chain(infrastructure)
     }
 
+    /// Waits until every service can serve, and the load balancer knows it.
+    pub async fn ready(&self) -> Result<()> {
+        try_join_all(self.services().map(Service::ready)).await?;
+        self.haproxy.wait_for_nodes(NODES_TIMEOUT).await.context("the load balancer does not see its nodes")
+    }
+
     /// Lets everything drain and stop, in the order in which nothing is missed.
     pub async fn stop(mut self) -> Result<()> {
         let mut results = join_all(self.builders.iter_mut().map(Service::stop)).await;
@@ -181,8 +187,7 @@ impl Cluster {
         for service in self.services_mut() {
             service.spawn().await?;
         }
-        try_join_all(self.services().map(Service::ready)).await?;
-        self.haproxy.wait_for_nodes(NODES_TIMEOUT).await.context("the load balancer does not see its nodes")
+        self.ready().await
     }
 
     fn services_mut(&mut self) -> impl Iterator<Item = &mut Service> {

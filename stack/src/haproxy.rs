@@ -65,6 +65,13 @@ impl Haproxy {
         Ok(())
     }
 
+    pub async fn kill9(&mut self) -> Result<()> {
+        match self.process.take() {
+            Some(process) => process.kill().await.map(drop),
+            None => Ok(()),
+        }
+    }
+
     pub async fn restart(&mut self) -> Result<()> {
         self.stop().await?;
         self.run().await

@@ -5,6 +5,7 @@ mod bench;
 mod binaries;
 mod demo;
 mod dev;
+mod faults;
 mod say;
 mod test;
 mod up;
@@ -32,6 +33,8 @@ enum Command {
     Audit(audit::Arguments),
     /// Run everything that must pass.
     Test(test::Arguments),
+    /// Break things at random while jobs run, for minutes; `test` does so for one.
+    Faults(faults::Arguments),
     /// Run a bench; its last line is one JSON object.
     Bench(bench::Arguments),
 }
@@ -77,6 +80,7 @@ async fn run(command: Command) -> Result<Next> {
         }
         Command::Audit(arguments) => audit::run(arguments).await?,
         Command::Test(arguments) => test::run(arguments).await.map(|()| ExitCode::SUCCESS)?,
+        Command::Faults(arguments) => faults::run(arguments).await.map(|()| ExitCode::SUCCESS)?,
         Command::Bench(arguments) => bench::run(arguments).await.map(|()| ExitCode::SUCCESS)?,
     };
     Ok(Next::End(code))

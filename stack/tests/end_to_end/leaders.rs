@@ -45,7 +45,7 @@ async fn jobs_outlive_the_leaders_of_their_messages() {
 
     let mut seq = 0;
     for stream in [subjects::BUILD_STREAM, subjects::LOGS_STREAM] {
-        a_job_runs(&scene, &work).await;
+        work.one_runs(&scene).await;
         let nats = &mut scene.cluster.nats;
         let leader = nats.leader(stream).await.unwrap();
         nats.servers[leader].kill9().await.unwrap();
@@ -65,19 +65,6 @@ async fn jobs_outlive_the_leaders_of_their_messages() {
     assert_eq!(scene.log(&end["job"]).await, written);
     work.check(&scene).await;
     scene.cluster.stop().await.unwrap();
-}
-
-async fn a_job_runs(scene: &Scene, work: &Work) {
-    until("a job runs", async || {
-        for id in &work.jobs {
-            let job = scene.client.get(&format!("/api/v1/jobs/{id}")).await.ok()?;
-            if job["state"] == "running" {
-                return Some(());
-            }
-        }
-        None
-    })
-    .await;
 }
 
 async fn another_leads(nats: &Nats, stream: &str, dead: usize) {

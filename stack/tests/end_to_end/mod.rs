@@ -6,6 +6,8 @@ mod elected;
 mod events;
 mod failures;
 mod farm;
+mod faults;
+mod follower;
 mod leaders;
 mod leases;
 mod operations;

@@ -1,13 +1,12 @@
 //! A new version is rolled out: every process is restarted, one after another, and nobody notices.
 
 use super::{
-    events::Viewer,
-    scene::{START, Scene, until},
+    follower::Follower,
+    scene::Scene,
     work::{self, Work},
 };
 use cratemill_stack::{cluster::Options, services::Role};
-use std::{collections::BTreeMap, time::Duration};
-use tokio::sync::mpsc;
+use std::time::Duration;
 
 /// Of a node that was restarted, at the load balancer.
 const UP_AGAIN: Duration = Duration::from_secs(30);
@@ -24,8 +23,7 @@ async fn a_rolling_restart_costs_no_job_a_try() {
     let options =
         Options { api: 3, dispatcher: 2, live: 2, counter: 2, nats: NATS, builder: 2, ..Options::default() };
     let mut scene = Scene::start(&work::packages(JOBS), options).await;
-    let (sender, mut ends) = mpsc::unbounded_channel();
-    let follower = tokio::spawn(follow(scene.cluster.lb_url(), sender));
+    let follower = Follower::start(scene.cluster.lb_url());
     let mut work = Work::default();
     for (role, count) in SERVICES {
         for number in 0..count {
@@ -40,19 +38,7 @@ async fn a_rolling_restart_costs_no_job_a_try() {
     }
 
     work.check(&scene).await;
-    // The viewer has seen each end, once.
-    let mut seen: BTreeMap<i64, usize> = work.jobs.iter().map(|job| (*job, 0)).collect();
-    until("the viewer sees each end", async || {
-        while let Ok(job) = ends.try_recv() {
-            // There are others: metadata, and what follows from it.
-            if let Some(times) = seen.get_mut(&job) {
-                *times += 1;
-            }
-        }
-        seen.values().all(|times| *times > 0).then_some(())
-    })
-    .await;
-    follower.abort();
+    let seen = follower.ends(&work.jobs).await;
     assert!(seen.values().all(|times| *times == 1), "{seen:?}");
     scene.cluster.stop().await.unwrap();
 }
@@ -69,25 +55,4 @@ async fn restart(scene: &mut Scene, role: Role, number: usize) {
     };
     services[number].restart().await.unwrap();
     cluster.haproxy.wait_for_nodes(UP_AGAIN).await.unwrap();
-}
-
-/// A viewer that goes on, with the id of its last event, at whichever node there is.
-async fn follow(server: String, ends: mpsc::UnboundedSender<i64>) {
-    let mut last = START.to_owned();
-    loop {
-        let Some(mut viewer) = Viewer::try_open(&server, &["builds"], Some(&last)).await else {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-            continue;
-        };
-        while let Some(frame) = viewer.try_next().await {
-            if let Some(job) = work::ended(&frame) {
-                let _ = ends.send(job);
-            }
-            assert_ne!(frame.event, "reset", "nothing is past its retention: {frame:?} after {last}");
-            // A farewell has none.
-            if !frame.id.is_empty() {
-                last = frame.id;
-            }
-        }
-    }
 }

@@ -78,11 +78,18 @@ impl Scene {
 }
 
 /// Asks until `found` finds something: for what no event tells of.
-pub(super) async fn until<T, F>(what: &str, mut found: F) -> T
+pub(super) async fn until<T, F>(what: &str, found: F) -> T
 where
     F: AsyncFnMut() -> Option<T>,
 {
-    let deadline = tokio::time::Instant::now() + Duration::from_mins(1);
+    until_within(Duration::from_mins(1), what, found).await
+}
+
+pub(super) async fn until_within<T, F>(limit: Duration, what: &str, mut found: F) -> T
+where
+    F: AsyncFnMut() -> Option<T>,
+{
+    let deadline = tokio::time::Instant::now() + limit;
     let mut pause = tokio::time::interval(Duration::from_millis(50));
     loop {
         pause.tick().await;

@@ -40,6 +40,19 @@ impl Work {
         id
     }
 
+    pub(super) async fn one_runs(&self, scene: &Scene) {
+        until("a job runs", async || {
+            for id in &self.jobs {
+                let job = scene.client.get(&format!("/api/v1/jobs/{id}")).await.ok()?;
+                if job["state"] == "running" {
+                    return Some(());
+                }
+            }
+            None
+        })
+        .await;
+    }
+
     /// Waits for the end of all jobs, then: each succeeded, none lost a try, each log has each line once and in order,
     /// each artifact is there and counted, and no message is left.
     pub(super) async fn check(&self, scene: &Scene) {
@@ -95,6 +108,6 @@ pub(super) fn ended(frame: &Frame) -> Option<i64> {
 }
 
 /// The numbers that the crate's build script said.
-fn lines(log: &str) -> Vec<u32> {
+pub(super) fn lines(log: &str) -> Vec<u32> {
     log.lines().filter_map(|line| line.rsplit_once(": line ")?.1.parse().ok()).collect()
 }

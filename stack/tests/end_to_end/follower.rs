@@ -1,0 +1,69 @@
+//! A viewer that nodes and the load balancer die under: it goes on with the id of its last event, wherever it can.
+
+use super::{
+    events::Viewer,
+    scene::{START, until},
+    work,
+};
+use std::{collections::BTreeMap, time::Duration};
+use tokio::{sync::mpsc, task::JoinHandle};
+
+/// Before it asks for another node.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Counts how often it sees each job end, from the first event on.
+pub(super) struct Follower {
+    ends: mpsc::UnboundedReceiver<i64>,
+    task: JoinHandle<()>,
+}
+
+impl Follower {
+    pub(super) fn start(server: String) -> Self {
+        let (sender, ends) = mpsc::unbounded_channel();
+        Self { ends, task: tokio::spawn(follow(server, sender)) }
+    }
+
+    /// Waits until it has seen each of these jobs end, and tells how often it did.
+    pub(super) async fn ends(mut self, jobs: &[i64]) -> BTreeMap<i64, usize> {
+        let mut seen: BTreeMap<i64, usize> = jobs.iter().map(|job| (*job, 0)).collect();
+        until("the viewer sees each end", async || {
+            while let Ok(job) = self.ends.try_recv() {
+                // There are others: metadata, and what follows from it.
+                if let Some(times) = seen.get_mut(&job) {
+                    *times += 1;
+                }
+            }
+            let missing: Vec<_> = seen.iter().filter(|(_, times)| **times == 0).map(|(job, _)| job).collect();
+            assert!(missing.is_empty() || !self.task.is_finished(), "the viewer gave up before {missing:?}");
+            missing.is_empty().then_some(())
+        })
+        .await;
+        seen
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn follow(server: String, ends: mpsc::UnboundedSender<i64>) {
+    let mut last = START.to_owned();
+    loop {
+        let Some(mut viewer) = Viewer::try_open(&server, &["builds"], Some(&last)).await else {
+            tokio::time::sleep(PAUSE).await;
+            continue;
+        };
+        while let Some(frame) = viewer.try_next().await {
+            if let Some(job) = work::ended(&frame) {
+                let _ = ends.send(job);
+            }
+            assert_ne!(frame.event, "reset", "nothing is past its retention: {frame:?} after {last}");
+            // A farewell has none.
+            if !frame.id.is_empty() {
+                last = frame.id;
+            }
+        }
+    }
+}
