@@ -28,6 +28,9 @@ use tokio::{
 
 const FIRST_RETRY: Duration = Duration::from_millis(500);
 const MOST_RETRY: Duration = Duration::from_secs(30);
+/// With attempts under way there are so many dials in the time of a lease: one that was renewed right before the service
+/// was away for half of it is resumed before it runs out.
+const DIALS_PER_LEASE: u32 = 6;
 /// A connection that lasted this long was a good one: the next retry comes soon again.
 const STABLE_AFTER: Duration = Duration::from_secs(30);
 /// Aborted attempts end within this, or the program ends without them; their sandboxes die with it.
@@ -83,6 +86,8 @@ pub struct Agent {
     updates: (mpsc::Sender<Update>, mpsc::Receiver<Update>),
     link: Link,
     backoff: Backoff,
+    /// Of the last login.
+    lease: Option<Duration>,
     drain: Duration,
     drain_deadline: Option<Instant>,
 }
@@ -103,6 +108,7 @@ impl Agent {
             updates: mpsc::channel(UPDATES),
             link: Link::Waiting(Instant::now()),
             backoff: Backoff::new(FIRST_RETRY, MOST_RETRY),
+            lease: None,
             drain,
             drain_deadline: None,
         }
@@ -180,7 +186,8 @@ impl Agent {
         {
             self.backoff.reset();
         }
-        let delay = self.backoff.next_delay().max(at_least);
+        let lease = self.lease.filter(|_| self.session.attempts().next().is_some());
+        let delay = self.backoff.next_delay_within(longest_retry(lease)).max(at_least);
         tracing::warn!(
             retry_ms = delay.as_millis(),
             "Not connected to {}: {why}",
@@ -241,6 +248,7 @@ impl Agent {
                     }
                     Effect::Ready(welcome) => {
                         tracing::info!(builder = %welcome.builder, name = welcome.name, "Logged in");
+                        self.lease = Some(Duration::from_secs(welcome.lease_s.into()));
                     }
                     Effect::Reconnect { why, at_least } => self.redial(&why, at_least),
                     Effect::Exit(Exit::Drained) => return Some(Ok(())),
@@ -339,6 +347,11 @@ impl Link {
     }
 }
 
+/// `lease` is that of attempts under way.
+fn longest_retry(lease: Option<Duration>) -> Duration {
+    lease.map_or(MOST_RETRY, |lease| (lease / DIALS_PER_LEASE).clamp(FIRST_RETRY, MOST_RETRY))
+}
+
 async fn until(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => sleep_until(deadline.into()).await,
@@ -360,5 +373,18 @@ fn log_outcome(job: JobRef, outcome: &Outcome) {
             tracing::info!(job = %id, %attempt, %class, "Attempt failed: {message}");
         }
         Outcome::Cancelled => tracing::info!(job = %id, %attempt, "Attempt cancelled"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attempts_under_way_bring_a_builder_back_within_their_lease() {
+        let retry = |lease_s| longest_retry(Some(Duration::from_secs(lease_s)));
+        assert_eq!(longest_retry(None), MOST_RETRY);
+        assert_eq!(retry(60), Duration::from_secs(10));
+        assert_eq!((retry(0), retry(3_600)), (FIRST_RETRY, MOST_RETRY));
     }
 }

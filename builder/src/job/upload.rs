@@ -18,8 +18,9 @@ use std::{
 use tokio::{sync::watch, time::timeout};
 use tokio_util::io::ReaderStream;
 
-/// About a minute: a node that restarts is back, or the load balancer has found another.
-const TRIES: u32 = 8;
+/// About a minute, and never less than half: a node that restarts is back, the load balancer has found another, and an
+/// object store that was restarted takes what is put.
+const TRIES: u32 = 11;
 const FIRST_DELAY: Duration = Duration::from_millis(250);
 const MOST_DELAY: Duration = Duration::from_secs(15);
 /// A token expires with the lease; after a reconnect a fresh one comes at once, otherwise with the next heartbeat.
