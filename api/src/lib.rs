@@ -81,7 +81,8 @@ fn require(app: &App, context: &Context, schema: schema::Ready) {
     let bus = app.bus.clone();
     context.health.require("nats", move || std::future::ready(bus.check()));
     let objects = app.objects.clone();
-    context.health.require("object store", move || {
+    // Uploads and downloads wait for it; builders' connections and their leases do not.
+    context.health.watch("object store", move || {
         let objects = objects.clone();
         async move { objects.check().await.map_err(|error| why(&error)) }
     });

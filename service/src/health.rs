@@ -11,6 +11,8 @@ use tokio_util::sync::CancellationToken;
 
 /// A dependency that has not answered by then counts as missing: probes have deadlines of their own.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
+/// Of a dependency that is not required: a load balancer gives a whole probe a second, and must not wait for it.
+const WATCH_TIMEOUT: Duration = Duration::from_millis(500);
 /// One answer serves all probes of this long, so that probing costs the dependencies nothing.
 const CHECK_TTL: Duration = Duration::from_millis(500);
 
@@ -21,7 +23,7 @@ type Check = Box<dyn Fn() -> BoxFuture<'static, Result<(), String>> + Send + Syn
 pub struct Health(Arc<Inner>);
 
 struct Inner {
-    checks: Mutex<Vec<(&'static str, Arc<Check>)>>,
+    checks: Mutex<Vec<Dependency>>,
     last: tokio::sync::Mutex<Option<(Instant, Vec<Missing>)>>,
     shutdown: CancellationToken,
     metrics: PrometheusHandle,
@@ -33,10 +35,19 @@ impl std::fmt::Debug for Health {
     }
 }
 
+#[derive(Clone)]
+struct Dependency {
+    name: &'static str,
+    /// Without it the process serves nothing; otherwise only some of it.
+    required: bool,
+    check: Arc<Check>,
+}
+
 /// A dependency that is away, and why, in a sentence without secrets.
 #[derive(Debug, Clone)]
 struct Missing {
     name: &'static str,
+    required: bool,
     why: String,
 }
 
@@ -56,8 +67,22 @@ impl Health {
         F: Fn() -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<(), String>> + Send + 'static,
     {
-        let check: Check = Box::new(move || Box::pin(check()));
-        self.0.checks.lock().unwrap_or_else(PoisonError::into_inner).push((name, Arc::new(check)));
+        self.add(name, true, Box::new(move || Box::pin(check())));
+    }
+
+    /// Adds a dependency that only some of the work needs: `/readyz` names it when it is away, and stays ready, so that
+    /// no load balancer takes the rest away too.
+    pub fn watch<F, Fut>(&self, name: &'static str, check: F)
+    where
+        F: Fn() -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<(), String>> + Send + 'static,
+    {
+        self.add(name, false, Box::new(move || Box::pin(check())));
+    }
+
+    fn add(&self, name: &'static str, required: bool, check: Check) {
+        let dependency = Dependency { name, required, check: Arc::new(check) };
+        self.0.checks.lock().unwrap_or_else(PoisonError::into_inner).push(dependency);
     }
 
     /// `/healthz`, `/readyz` and `/metrics`.
@@ -77,10 +102,11 @@ impl Health {
             return missing.clone();
         }
         let checks = self.0.checks.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let results = join_all(checks.iter().map(|(name, check)| async move {
-            let result = tokio::time::timeout(CHECK_TIMEOUT, check()).await;
+        let results = join_all(checks.iter().map(|Dependency { name, required, check }| async move {
+            let limit = if *required { CHECK_TIMEOUT } else { WATCH_TIMEOUT };
+            let result = tokio::time::timeout(limit, check()).await;
             let why = result.unwrap_or_else(|_| Err("no answer in time".into())).err()?;
-            Some(Missing { name, why })
+            Some(Missing { name, required: *required, why })
         }));
         let missing: Vec<_> = results.await.into_iter().flatten().collect();
         *last = Some((Instant::now(), missing.clone()));
@@ -96,10 +122,11 @@ async fn readyz(State(health): State<Health>) -> impl IntoResponse {
         );
     }
     let missing = health.missing().await;
-    let status = if missing.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let ready = !missing.iter().any(|missing| missing.required);
+    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let list: serde_json::Map<_, _> =
         missing.into_iter().map(|m| (m.name.to_owned(), m.why.into())).collect();
-    (status, Json(serde_json::json!({"ready": list.is_empty(), "missing": list})))
+    (status, Json(serde_json::json!({"ready": ready, "missing": list})))
 }
 
 async fn metrics(State(health): State<Health>) -> impl IntoResponse {

@@ -46,6 +46,16 @@ async fn readiness_names_what_is_missing_and_comes_back() {
     .await;
     scene.cluster.postgres.restart().await.unwrap();
     until("all is well again", async || (readiness(api).await.0 == 200).then_some(())).await;
+    // Only some of the work needs it: no load balancer is to take the rest away too.
+    scene.cluster.s3.stop().await;
+    let (status, body) = until("the object store is reported as missing", async || {
+        let (status, body) = readiness(&scene.cluster.api[0]).await;
+        body["missing"]["object store"].is_string().then_some((status, body))
+    })
+    .await;
+    assert_eq!((status, &body["ready"]), (200, &true.into()), "{body}");
+    scene.cluster.s3.restart().await.unwrap();
+    let api = &scene.cluster.api[0];
     let metrics = reqwest::get(format!("{}/metrics", api.url().unwrap())).await.unwrap();
     assert_eq!(metrics.status(), 200);
     scene.cluster.stop().await.unwrap();
