@@ -1,13 +1,13 @@
 //! The log of an attempt on the bus, from its first message to the one that was the last when the reading began.
 //!
-//! Each message is got by itself, from whichever server has it: nothing is left on the bus when a reader goes away, and
-//! a server that restarts costs a retry. Every get is answered by memory or page cache; an archived log, which most
-//! readers want, does not come this way.
+//! Each message is got by itself, from the stream's leader: nothing is left on the bus when a reader goes away, and an
+//! election costs retries. A direct get is answered by any server, and one that was away does not know what it lacks.
+//! Every get is answered by memory or page cache; an archived log, which most readers want, does not come this way.
 
 use crate::problem::{Problem, Result};
 use async_nats::jetstream::{
     message::StreamMessage,
-    stream::{DirectGetError, DirectGetErrorKind, Stream},
+    stream::{RawMessageError, RawMessageErrorKind, Stream},
 };
 use bytes::Bytes;
 use cratemill_protocol::{
@@ -22,8 +22,8 @@ use std::time::Duration;
 const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
 /// One get; a server that is away does not answer.
 const GET_TIMEOUT: Duration = Duration::from_secs(3);
-/// Gets of one message before the reader is told that the log broke off.
-const TRIES: usize = 5;
+/// Gets of one message before the reader is told that the log broke off: longer than an election takes.
+const TRIES: usize = 15;
 
 #[derive(Debug)]
 pub(crate) struct Live {
@@ -59,22 +59,22 @@ impl Live {
         bus.check()?;
         let stream = bus.jetstream.get_stream_no_info(subjects::LOGS_STREAM).await;
         let stream = stream.map_err(|error| error.to_string())?;
-        match stream.direct_get_last_for_subject(subjects::log(job, attempt)).await {
+        match stream.get_last_raw_message_by_subject(&subjects::log(job, attempt)).await {
             Ok(message) => {
                 Ok(Some(Self { stream, job, attempt, next: 1, last: message.sequence, offset: 0 }))
             }
-            Err(error) if error.kind() == DirectGetErrorKind::NotFound => Ok(None),
+            Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Ok(None),
             Err(error) => Err(error.to_string()),
         }
     }
 
-    pub(crate) async fn read(&mut self) -> Result<Read, DirectGetError> {
+    pub(crate) async fn read(&mut self) -> Result<Read, RawMessageError> {
         while self.next <= self.last {
             let message = match self.get().await {
                 Ok(message) if message.sequence <= self.last => message,
                 // The one that was the last is gone.
                 Ok(_) => return Ok(Read::Gone),
-                Err(error) if error.kind() == DirectGetErrorKind::NotFound => return Ok(Read::Gone),
+                Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => return Ok(Read::Gone),
                 Err(error) => return Err(error),
             };
             self.next = message.sequence + 1;
@@ -90,20 +90,20 @@ impl Live {
         Ok(Read::End)
     }
 
-    async fn get(&self) -> Result<StreamMessage, DirectGetError> {
+    async fn get(&self) -> Result<StreamMessage, RawMessageError> {
         let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
         let mut tries = 1;
         loop {
             let got = self
                 .stream
-                .direct_get_next_for_subject(subjects::log(self.job, self.attempt), Some(self.next));
+                .get_first_raw_message_by_subject(subjects::log(self.job, self.attempt), self.next);
             let error = match tokio::time::timeout(GET_TIMEOUT, got).await {
-                Ok(Err(error)) if error.kind() != DirectGetErrorKind::NotFound && tries < TRIES => {
+                Ok(Err(error)) if error.kind() != RawMessageErrorKind::NoMessageFound && tries < TRIES => {
                     error.to_string()
                 }
                 Ok(result) => return result,
                 Err(_) if tries < TRIES => "no answer in time".to_owned(),
-                Err(_) => return Err(DirectGetError::new(DirectGetErrorKind::TimedOut)),
+                Err(_) => return Err(RawMessageError::new(RawMessageErrorKind::Other)),
             };
             tracing::debug!(job = %self.job, error, tries, "getting a part of a log again");
             tries += 1;

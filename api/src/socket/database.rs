@@ -5,6 +5,7 @@ use super::{
     effects::{Input, Opened, Renewed},
 };
 use anyhow::Context as _;
+use async_nats::jetstream::stream::LastRawMessageErrorKind;
 use cratemill_protocol::{
     Attempt, BuilderId, JobId, Stage, Target,
     builder::{JobRef, Resume, Resumed},
@@ -119,13 +120,14 @@ fn lease(sockets: &Sockets) -> i32 {
     i32::try_from(sockets.config.lease_s).unwrap_or(i32::MAX)
 }
 
-/// The number of the newest event of the attempt that the bus has; 0 for none.
+/// The number of the newest event of the attempt that the bus has; 0 for none. Asked of the stream's leader: another
+/// server may lack events that the builder knows to be stored, and has forgotten.
 async fn last_stored(sockets: &Sockets, job: JobRef) -> anyhow::Result<u64> {
     let stream = sockets.bus.jetstream.get_stream_no_info(subjects::LOGS_STREAM).await?;
     let subject = subjects::log(job.job, job.attempt);
-    match stream.direct_get_last_for_subject(subject).await {
+    match stream.get_last_raw_message_by_subject(&subject).await {
         Ok(message) => Ok(bus::decode::<LogMessage>(&message.payload).context("a message of the log")?.seq),
-        Err(error) if error.kind() == async_nats::jetstream::stream::DirectGetErrorKind::NotFound => Ok(0),
+        Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(0),
         Err(error) => Err(error.into()),
     }
 }

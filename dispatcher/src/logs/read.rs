@@ -1,8 +1,11 @@
-//! Reads the events of one attempt from the stream, one direct get each: no consumer is left behind, whatever happens.
+//! Reads the events of one attempt from the stream, one get each: no consumer is left behind, whatever happens.
+//!
+//! They are asked of the stream's leader. A direct get is answered by any server, and one that was away does not know
+//! what it lacks: what it does not have would look as if it had been lost.
 
 use super::assemble::{Assembler, Log};
 use anyhow::Context as _;
-use async_nats::jetstream::stream::{DirectGetErrorKind, Stream};
+use async_nats::jetstream::stream::{RawMessageErrorKind, Stream};
 use cratemill_protocol::{
     Attempt, JobId,
     bus::{self, LogMessage},
@@ -18,9 +21,9 @@ pub(super) async fn read(stream: &Stream, job: JobId, attempt: Attempt, most: u6
     let mut assembler = Assembler::new(most);
     let mut next = 1;
     for _ in 0..MAX_EVENTS {
-        let stored = match stream.direct_get_next_for_subject(subject.as_str(), Some(next)).await {
+        let stored = match stream.get_first_raw_message_by_subject(&subject, next).await {
             Ok(stored) => stored,
-            Err(error) if error.kind() == DirectGetErrorKind::NotFound => break,
+            Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => break,
             Err(error) => return Err(error).context("cannot read the stream"),
         };
         next = stored.sequence + 1;
