@@ -101,7 +101,7 @@ fn start(
     context.essential("notifications", wakes::run(pool(), wakes.clone(), shutdown()));
     context.essential("requests", requests::run(pool(), bus(), wakes.clone(), shutdown()));
     context.essential("outcomes", outcomes::run(pool(), objects(), bus(), wakes.clone(), shutdown()));
-    context.essential("rescue", rescue::run(pool(), wakes.clone(), config.catch_up(), shutdown()));
+    context.essential("rescue", rescue::run(pool(), bus(), wakes.clone(), config.catch_up(), shutdown()));
     let deadlines = deadline::run(pool(), wakes.clone(), limits.wall_s, shutdown());
     context.essential("deadlines", deadlines);
     context.essential("outbox", outbox::run(pool(), bus(), wakes.clone(), shutdown()));

@@ -7,9 +7,10 @@ use crate::{
 };
 use anyhow::{Context as _, anyhow};
 use cratemill_protocol::{FailureClass, Outcome, bus::BuilderState, job::Timings};
+use cratemill_service::bus::Bus;
 use cratemill_store::{PgPool, database, outbox, queue, sessions};
 use std::{sync::Arc, time::Duration};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -20,40 +21,59 @@ const SILENT_S: i32 = 90;
 /// A database that takes longer to say that it is there is not.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// While the database or all dispatchers were away, nobody could renew a lease, mark a session or hand in an outcome:
-/// they get `grace` to catch up before anybody's work is thrown away.
+/// From when on what is overdue counts as lost.
+///
+/// While the database, the bus or all dispatchers were away, nobody could renew a lease, mark a session or hand in an
+/// outcome: they get `grace` to catch up before anybody's work is thrown away.
+#[derive(Debug)]
+pub struct Patience {
+    grace: Duration,
+    pub outage: Outage,
+    until: Instant,
+}
+
+impl Patience {
+    /// All dispatchers may have been away until `now`.
+    pub fn new(grace: Duration, now: Instant) -> Self {
+        Self { grace, outage: Outage::new("rescue"), until: now + grace }
+    }
+}
+
 pub async fn run(
     pool: PgPool,
+    bus: Bus,
     wakes: Arc<Wakes>,
     grace: Duration,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    let mut outage = Outage::new("rescue");
-    // All dispatchers may have been away until now.
-    let mut wait = grace;
+    let mut patience = Patience::new(grace, Instant::now());
+    let mut wait = INTERVAL;
     while pause(wait, &shutdown).await {
-        wait = match turn(&pool, &wakes, grace, &mut outage).await {
-            Ok(wait) => wait,
-            Err(error) => outage.failed(error),
+        let turn = async {
+            // No node lets builders in without it.
+            bus.check().map_err(|why| anyhow!("the bus is away: {why}"))?;
+            turn(&pool, &wakes, &mut patience, Instant::now()).await
+        };
+        wait = match turn.await {
+            Ok(()) => INTERVAL,
+            Err(error) => patience.outage.failed(error),
         };
     }
     Ok(())
 }
 
-/// Ends what is overdue, unless the database was away at the last turn; returns how long to wait for the next one.
-pub async fn turn(
-    pool: &PgPool,
-    wakes: &Wakes,
-    grace: Duration,
-    outage: &mut Outage,
-) -> anyhow::Result<Duration> {
+/// Ends what is overdue, unless something was away not long ago. It looks all the time: what goes away while others still
+/// catch up is an outage of its own.
+pub async fn turn(pool: &PgPool, wakes: &Wakes, patience: &mut Patience, now: Instant) -> anyhow::Result<()> {
     let answer = timeout(ANSWER_TIMEOUT, database::check(pool)).await.context("no answer in time")?;
     answer.map_err(|why| anyhow!("the database is away: {why}"))?;
-    if outage.over() {
-        return Ok(grace);
+    if patience.outage.over() {
+        patience.until = now + patience.grace;
     }
-    round(pool, wakes).await?;
-    Ok(INTERVAL)
+    if now >= patience.until {
+        round(pool, wakes).await?;
+    }
+    Ok(())
 }
 
 async fn round(pool: &PgPool, wakes: &Wakes) -> Result<(), cratemill_store::Error> {

@@ -4,9 +4,8 @@ use crate::support::{ARM, Builder, LINUX, Store, Work, key, lease_now, metadata,
 use cratemill_dispatcher::{
     cleanup,
     consume::Handled,
-    outage::Outage,
     outcomes::{Applied, Outcomes, apply},
-    rescue,
+    rescue::{self, Patience},
     wakes::Wakes,
 };
 use cratemill_protocol::{
@@ -21,6 +20,7 @@ use cratemill_store::{
 };
 use std::time::Duration;
 use time::OffsetDateTime;
+use tokio::time::Instant;
 
 const CATCH_UP: Duration = Duration::from_secs(30);
 
@@ -277,13 +277,26 @@ async fn after_an_outage_nothing_is_thrown_away_at_once(pool: PgPool) {
     let builder = Builder::connect(&mut conn, 1).await;
     let work = Work::start(&pool, &builder, Kind::Tarball, LINUX).await;
     assert!(queue::accept(&mut conn, work.job, work.attempt, builder.id, -1).await.unwrap());
-    let (wakes, mut outage) = (Wakes::default(), Outage::new("rescue"));
-    outage.failed("the database is away");
-    let grace = rescue::turn(&pool, &wakes, CATCH_UP, &mut outage).await.unwrap();
-    assert_eq!(job(&pool, work.job).await.state, JobState::Running);
-    let next = rescue::turn(&pool, &wakes, CATCH_UP, &mut outage).await.unwrap();
-    assert_eq!(job(&pool, work.job).await.state, JobState::Queued);
-    assert!(grace > next * 10, "{grace:?}, {next:?}");
+    let (wakes, started) = (Wakes::default(), Instant::now());
+    let mut patience = Patience::new(CATCH_UP, started);
+    let state_at = async |patience: &mut Patience, now| {
+        rescue::turn(&pool, &wakes, patience, now).await.unwrap();
+        job(&pool, work.job).await.state
+    };
+    assert_eq!(
+        state_at(&mut patience, started).await,
+        JobState::Running,
+        "all dispatchers may have been away"
+    );
+    patience.outage.failed("the database is away");
+    let back = started + CATCH_UP / 2;
+    assert_eq!(state_at(&mut patience, back).await, JobState::Running);
+    assert_eq!(
+        state_at(&mut patience, started + CATCH_UP).await,
+        JobState::Running,
+        "a second outage in the first's grace"
+    );
+    assert_eq!(state_at(&mut patience, back + CATCH_UP).await, JobState::Queued);
 }
 
 #[sqlx::test(migrations = "../migrations")]
