@@ -10,12 +10,18 @@ use super::{
 use cratemill_stack::{
     audit::{audit, findings},
     cluster::{Cluster, Options},
+    services::Role,
 };
 
 /// Asked for before, so that there is one in each stage when it goes.
-const BEFORE: usize = 6;
+const BEFORE: usize = 5;
 const AFTER: usize = 2;
 const NOTHING: [&str; 0] = [];
+/// Shorter than anything is away, so that leases run out meanwhile: that is no builder's fault.
+const LEASE_S: &str = "6";
+const HEARTBEAT_S: &str = "1";
+/// For builders to be back: with a lease this short they dial once a second.
+const CATCH_UP_S: &str = "10";
 
 #[derive(Debug, Clone, Copy)]
 enum Thing {
@@ -61,7 +67,11 @@ async fn jobs_outlive_the_bus_being_away() {
 async fn jobs_outlive(thing: Thing) {
     let away = plan::away();
     eprintln!("{thing:?} is away for {} s", away.as_secs());
-    let options = Options { api: 2, dispatcher: 2, builder: 2, slots: 2, ..Options::default() };
+    let options = Options { api: 2, dispatcher: 2, builder: 2, slots: 2, ..Options::default() }
+        .with_env(Role::Api, "LEASE_S", LEASE_S)
+        .with_env(Role::Api, "HEARTBEAT_S", HEARTBEAT_S)
+        .with_env(Role::Dispatcher, "LEASE_S", LEASE_S)
+        .with_env(Role::Dispatcher, "CATCH_UP_S", CATCH_UP_S);
     let mut scene = Scene::start(&work::packages(BEFORE + AFTER), options).await;
     let mut work = Work::default();
     for _ in 0..BEFORE {

@@ -15,6 +15,9 @@ pub(super) struct Plan {
     pub(super) away: RangeInclusive<Duration>,
     /// A process that was killed is started again after this: its supervisor takes a moment.
     pub(super) restart: RangeInclusive<Duration>,
+    /// After a fault of the bus, for its servers to choose who leads and to have everything again: two dying one right
+    /// after the other are another fault, all of them being away.
+    pub(super) settle: Duration,
     pub(super) heartbeat_s: u32,
     pub(super) lease_s: u32,
     /// The grace of a rescue after the database was away.
@@ -26,8 +29,8 @@ pub(super) struct Plan {
 /// Most of it is waiting: a lease, the grace of a rescue after an outage, and retries with their backoff.
 const PATIENCE: Duration = Duration::from_mins(3);
 const RESTART: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(3);
-/// Longer than a node may be silent, and than a connection waits.
-const SHORT_AWAY: Duration = Duration::from_secs(6);
+/// Longer than a lease of those tests.
+const SHORT_AWAY: Duration = Duration::from_secs(8);
 const LONG_AWAY: Duration = Duration::from_secs(30);
 const LONG_MINUTES: u64 = 10;
 const LONG_JOBS: usize = 300;
@@ -51,9 +54,10 @@ impl Plan {
             seed,
             jobs: 60,
             faults: 10,
-            length: Duration::from_secs(40),
+            length: Duration::from_secs(30),
             away: Duration::from_secs(5)..=Duration::from_secs(8),
             restart: RESTART,
+            settle: Duration::from_secs(5),
             heartbeat_s: 2,
             lease_s: 20,
             catch_up_s: 5,
@@ -71,6 +75,7 @@ impl Plan {
             length,
             away: LONG_AWAY..=LONG_AWAY,
             restart: RESTART,
+            settle: Duration::from_secs(10),
             heartbeat_s: 10,
             lease_s: 60,
             catch_up_s: 30,

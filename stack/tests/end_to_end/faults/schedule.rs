@@ -4,10 +4,6 @@ use super::plan::Plan;
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
 use std::{collections::BTreeMap, fmt, ops::RangeInclusive, time::Duration};
 
-/// After a fault of the bus, for servers to choose who leads and to have everything again: two dying one right after the
-/// other are another fault, all of them being away.
-const SETTLE: Duration = Duration::from_secs(10);
-
 /// What happens to what.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Kind {
@@ -61,8 +57,8 @@ impl Fault {
     }
 
     /// From when on the same thing may break again.
-    fn free(&self) -> Duration {
-        let settle = if self.thing().0 == Kind::BusAway { SETTLE } else { Duration::ZERO };
+    fn free(&self, plan: &Plan) -> Duration {
+        let settle = if self.thing().0 == Kind::BusAway { plan.settle } else { Duration::ZERO };
         self.end() + settle
     }
 
@@ -143,7 +139,7 @@ pub(super) fn schedule(plan: &Plan, counts: &Counts) -> Vec<Fault> {
         };
         let free = free.entry(fault.thing()).or_default();
         fault.at = fault.at.max(*free);
-        *free = fault.free();
+        *free = fault.free(plan);
         faults.push(fault);
     }
     faults.sort_by_key(|fault| fault.at);
@@ -174,7 +170,7 @@ mod tests {
                 prop_assert!(fault.number < fault.kind.count(&counts));
                 prop_assert!(fault.kind.lasts(&plan).contains(&fault.lasts));
                 for later in &faults[position + 1..] {
-                    prop_assert!(fault.thing() != later.thing() || fault.free() <= later.at, "{} {}", fault, later);
+                    prop_assert!(fault.thing() != later.thing() || fault.free(&plan) <= later.at, "{} {}", fault, later);
                 }
             }
         }
