@@ -126,8 +126,9 @@ async fn each_service_can_do_its_work_and_nothing_else() {
     dispatcher.stores(subjects::QUEUE_EVENT.into()).await;
     reaches_its_node(&api, &dispatcher).await;
     answers(&api, &dispatcher).await;
-    dispatcher.jetstream.get_stream(subjects::LOGS_STREAM).await.unwrap().purge().filter(&log).await.unwrap();
+    dispatcher.jetstream.get_stream(subjects::LOGS_STREAM).await.unwrap().delete_message(1).await.unwrap();
     dispatcher.cannot_publish(&request).await;
+    dispatcher.cannot_publish("$JS.API.STREAM.PURGE.LOGS").await;
     dispatcher.cannot_publish("$JS.API.STREAM.DELETE.BUILD").await;
     dispatcher.cannot_subscribe("log.>").await;
 

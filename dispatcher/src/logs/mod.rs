@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! attempt ends -> all events are there (or overdue) -> End is published -> gzip is stored -> the row says where
-//!                                                                        -> a sweep later: the subject is purged
+//!                                                                        -> a sweep later: its messages are deleted
 //! ```
 //! Each step may be repeated: a crash between any two changes nothing, but that it may leave an object that no row names.
 //! Dispatchers may archive the same log at once: each stores an object of its own, and the row names the first.

@@ -11,4 +11,5 @@ mod outcomes;
 mod peer;
 mod refresh;
 mod support;
+mod sweep;
 mod watch;

@@ -8,8 +8,7 @@ use futures_util::future::try_join_all;
 use std::{collections::BTreeMap, time::Duration};
 use tokio::time::{Instant, sleep_until};
 
-/// For a NATS server that was killed before to have everything again, on a busy machine. All of them being killed waits
-/// for that too: one that dies while it catches up can be the next leader, without what it lacks (seen with 2.9.10).
+/// For a NATS server that was killed before to have everything again, on a busy machine.
 const CATCH_UP: Duration = Duration::from_mins(2);
 
 /// Until the last fault is over: everything was started again, and need not be ready yet.
@@ -63,10 +62,7 @@ impl Player<'_> {
                 self.cluster.s3.stop().await;
                 Ok(())
             }
-            Kind::BusAway => {
-                self.cluster.nats.wait_for_replicas(CATCH_UP).await?;
-                self.cluster.nats.kill9().await
-            }
+            Kind::BusAway => self.cluster.nats.kill9().await,
             Kind::NetworkCut => self.network()?.cut().await,
             _ => {
                 let server = self.nats_server(fault).await?;
