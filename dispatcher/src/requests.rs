@@ -1,4 +1,6 @@
 //! Builders' requests for jobs: recorded in the database, where any dispatcher can serve them.
+//!
+//! Those of all messages that are at hand are recorded in one statement.
 
 use crate::{
     consume::{self, Handled, Work},
@@ -6,10 +8,13 @@ use crate::{
 };
 use async_nats::jetstream::Message;
 use cratemill_protocol::{
-    bus::{self, BuildRequest},
+    bus::{self, BuildRequest, RequestBatch},
     subjects,
 };
-use cratemill_service::bus::Bus;
+use cratemill_service::{
+    bus::Bus,
+    group::{Rounds, group},
+};
 use cratemill_store::{PgPool, sessions};
 use std::{sync::Arc, time::Duration};
 use tokio_util::sync::CancellationToken;
@@ -21,6 +26,8 @@ const WORK: Work = Work {
     ack_wait: Duration::from_secs(10),
     concurrency: 32,
 };
+/// Messages whose requests are recorded together; one of a node holds those of many builders.
+const MAX_MESSAGES: usize = 32;
 /// A database that is away comes back within seconds, or a builder's wait does not matter.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -30,37 +37,48 @@ pub async fn run(
     wakes: Arc<Wakes>,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    consume::run(bus, WORK, shutdown, async |message: Message| {
-        let handled = record(&pool, &message.payload).await;
-        if handled == Handled::Done {
-            wakes.jobs.notify_one();
-        }
+    let (recorded, rounds) = group::<RequestBatch, bool>(MAX_MESSAGES);
+    let work = consume::run(bus, WORK, shutdown, async |message: Message| {
+        let handled = match bus::decode(&message.payload) {
+            // Nobody records any more: another dispatcher does.
+            Ok(batch) => match recorded.submit(batch).await {
+                Ok(true) => Handled::Done,
+                Ok(false) | Err(_) => Handled::Later(RETRY),
+            },
+            Err(error) => {
+                tracing::error!(%error, "build requests cannot be read: dropped");
+                Handled::Poison
+            }
+        };
         (message, handled)
-    })
-    .await
+    });
+    tokio::select! {
+        result = work => result,
+        () = record(pool, wakes, rounds) => Ok(()),
+    }
 }
 
-async fn record(pool: &PgPool, payload: &[u8]) -> Handled {
-    let request: BuildRequest = match bus::decode(payload) {
-        Ok(request) => request,
-        Err(error) => {
-            tracing::error!(%error, "a build request cannot be read: dropped");
-            return Handled::Poison;
-        }
-    };
-    let result = async {
-        let mut conn = pool.acquire().await?;
-        sessions::request(&mut conn, &request).await
-    };
-    match result.await {
-        Ok(true) => Handled::Done,
-        Ok(false) => {
-            tracing::debug!(builder = %request.builder, "a request of a connection that is gone, or an old one");
-            Handled::Done
-        }
-        Err(error) => {
-            tracing::warn!(builder = %request.builder, %error, "cannot record a build request yet");
-            Handled::Later(RETRY)
-        }
+/// Tells of each batch whether it is recorded.
+async fn record(pool: PgPool, wakes: Arc<Wakes>, mut rounds: Rounds<RequestBatch, bool>) {
+    while let Some((batches, answers)) = rounds.next(MAX_MESSAGES).await {
+        let count = batches.len();
+        let requests: Vec<_> = batches.into_iter().flat_map(|batch| batch.requests).collect();
+        let recorded = match record_all(&pool, &requests).await {
+            Ok(changed) => {
+                tracing::trace!(requests = requests.len(), changed, "requests recorded");
+                wakes.jobs.notify_one();
+                true
+            }
+            Err(error) => {
+                tracing::warn!(requests = requests.len(), %error, "cannot record build requests yet");
+                false
+            }
+        };
+        answers.send(vec![recorded; count]);
     }
+}
+
+async fn record_all(pool: &PgPool, requests: &[BuildRequest]) -> Result<u64, cratemill_store::Error> {
+    let mut conn = pool.acquire().await?;
+    sessions::requests(&mut conn, requests).await
 }

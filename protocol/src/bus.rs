@@ -43,7 +43,13 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
     Ok(codec::Encoding::MsgPack.decode::<Envelope<T>>(bytes)?.message)
 }
 
-/// API node -> dispatchers, on `build.request.<builder>`: this connection now waits for so many jobs in all.
+/// API node -> dispatchers, on `build.request.<node>`: what builders of this node wait for now.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RequestBatch {
+    pub requests: Vec<BuildRequest>,
+}
+
+/// This connection now waits for so many jobs in all.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct BuildRequest {
     pub builder: BuilderId,

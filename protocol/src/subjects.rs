@@ -1,7 +1,7 @@
 //! Every NATS subject and stream name, spelled once.
 //!
 //! ```text
-//! build.request.<builder>     a builder waits for jobs        stream BUILD (work queue)
+//! build.request.<node>        builders wait for jobs          stream BUILD (work queue)
 //! build.outcome.<node>        how attempts ended              stream BUILD (work queue)
 //! node.<node> | node.all      to API nodes                    core NATS, repaired by leases
 //! log.<job>.<attempt>         numbered log events             stream LOGS      republished to live.log...
@@ -37,8 +37,9 @@ pub const DOWNLOADS_CONSUMER: &str = "counter";
 pub const LIVE_PREFIX: &str = "live.";
 pub const LIVE_ALL: &str = "live.>";
 
-pub fn build_request(builder: BuilderId) -> String {
-    format!("build.request.{builder}")
+/// `node` is a name that [`is_node_name`] accepts.
+pub fn build_request(node: &str) -> String {
+    format!("build.request.{node}")
 }
 
 /// `node` is a name that [`is_node_name`] accepts.

@@ -6,7 +6,7 @@ use async_nats::{
     Client, ConnectOptions, Event, ServerAddr,
     jetstream::{self, consumer::pull, stream},
 };
-use cratemill_protocol::{Attempt, BuilderId, JobId, subjects};
+use cratemill_protocol::{Attempt, JobId, subjects};
 use cratemill_stack::{data_dir::DataDir, nats::Nats, secrets::Secrets};
 use futures_util::StreamExt;
 use std::time::Duration;
@@ -106,7 +106,7 @@ async fn each_service_can_do_its_work_and_nothing_else() {
     let mut counter = User::connect(&nats, "counter").await;
 
     // The API: requests, outcomes, logs, downloads; it reads back a log.
-    let request = subjects::build_request(BuilderId(1));
+    let request = subjects::build_request("api-1");
     api.stores(request.clone()).await;
     api.stores(subjects::build_outcome("api-1")).await;
     let log = subjects::log(JobId(1), Attempt(1));

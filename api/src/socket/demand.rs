@@ -3,21 +3,13 @@
 //! A task publishes it and ends; a builder that waits has none.
 
 use super::{Sockets, effects::Input};
-use cratemill_protocol::{
-    BuilderId, Target,
-    builder::JobRef,
-    bus::{self, BuildRequest},
-    subjects,
-};
+use cratemill_protocol::{BuilderId, Target, builder::JobRef, bus::BuildRequest};
 use cratemill_service::backoff::Backoff;
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 use tokio::sync::mpsc;
-
-/// A demand that cannot be stored for so long is stored with the next change or try.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]
 pub(super) struct Demand {
@@ -72,8 +64,8 @@ impl Demand {
 async fn publish(sockets: &Sockets, pending: &Mutex<Pending>, inputs: &mpsc::Sender<Input>) {
     while let Some(mut request) = next(pending) {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
-        while let Err(error) = store(sockets, &request).await {
-            tracing::warn!(%error, "cannot publish a builder's demand yet");
+        while let Err(error) = sockets.groups.request(request.clone()).await {
+            tracing::warn!(error = format!("{error:#}"), "cannot publish a builder's demand yet");
             if sockets.shutdown.is_cancelled() || inputs.is_closed() {
                 return;
             }
@@ -89,13 +81,6 @@ fn next(pending: &Mutex<Pending>) -> Option<BuildRequest> {
     let next = pending.newest.take();
     pending.publishing = next.is_some();
     next
-}
-
-async fn store(sockets: &Sockets, request: &BuildRequest) -> Result<(), cratemill_service::bus::Error> {
-    let subject = subjects::build_request(request.builder);
-    let id = format!("r-{}-{}", request.connection, request.serial);
-    sockets.bus.store(&subject, &id, bus::encode(request).into(), PATIENCE).await?;
-    Ok(())
 }
 
 fn lock(pending: &Mutex<Pending>) -> MutexGuard<'_, Pending> {

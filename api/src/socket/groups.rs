@@ -4,7 +4,7 @@
 use anyhow::Context as _;
 use bytes::Bytes;
 use cratemill_protocol::{
-    bus::{self, OutcomeBatch, OutcomeMessage},
+    bus::{self, BuildRequest, OutcomeBatch, OutcomeMessage, RequestBatch},
     subjects,
 };
 use cratemill_service::{
@@ -18,14 +18,18 @@ use std::{fmt::Write as _, time::Duration};
 const WAITING: usize = 1_024;
 /// Acceptances in one statement: a few milliseconds.
 const MAX_ACCEPTS: usize = 512;
-/// Outcomes in one round.
-const MAX_OUTCOMES: usize = 512;
+/// Outcomes, or requests, in one round.
+const MAX_MESSAGES: usize = 512;
 /// The most that one bus message may hold is 1 MB.
 const MAX_MESSAGE_BYTES: usize = 512 << 10;
-/// What an outcome takes beside its texts.
-const OUTCOME_BYTES: usize = 512;
-/// How long to go on trying to store one message; then the builders are sent away and resend.
-const PATIENCE: Duration = Duration::from_mins(1);
+/// What an outcome takes beside its texts, or a request beside its lists.
+const ITEM_BYTES: usize = 512;
+/// Of an attempt that a request names, as it is written.
+const ATTEMPT_BYTES: usize = 32;
+/// How long to go on trying to store outcomes; then the builders are sent away and resend.
+const OUTCOME_PATIENCE: Duration = Duration::from_mins(1);
+/// Requests that cannot be stored for so long are stored with their builders' next change or try.
+const REQUEST_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Why a round failed, for all of it.
 type Failed = String;
@@ -35,6 +39,7 @@ type Failed = String;
 pub(super) struct Groups {
     accepts: Group<Accept, Result<bool, Failed>>,
     outcomes: Group<OutcomeMessage, Result<(), Failed>>,
+    requests: Group<BuildRequest, Result<(), Failed>>,
 }
 
 /// The ends that do.
@@ -42,6 +47,7 @@ pub(super) struct Groups {
 pub(super) struct Work {
     accepts: Rounds<Accept, Result<bool, Failed>>,
     outcomes: Rounds<OutcomeMessage, Result<(), Failed>>,
+    requests: Rounds<BuildRequest, Result<(), Failed>>,
 }
 
 /// What the rounds need.
@@ -56,7 +62,8 @@ pub(super) struct Means {
 pub(super) fn groups() -> (Groups, Work) {
     let (accepts, accepting) = group(WAITING);
     let (outcomes, storing) = group(WAITING);
-    (Groups { accepts, outcomes }, Work { accepts: accepting, outcomes: storing })
+    let (requests, asking) = group(WAITING);
+    (Groups { accepts, outcomes, requests }, Work { accepts: accepting, outcomes: storing, requests: asking })
 }
 
 impl Groups {
@@ -69,23 +76,36 @@ impl Groups {
     pub(super) async fn store(&self, outcome: OutcomeMessage) -> anyhow::Result<()> {
         self.outcomes.submit(outcome).await?.map_err(anyhow::Error::msg)
     }
+
+    /// Returns once the request is stored.
+    pub(super) async fn request(&self, request: BuildRequest) -> anyhow::Result<()> {
+        self.requests.submit(request).await?.map_err(anyhow::Error::msg)
+    }
 }
 
 impl Work {
     /// Does rounds for as long as anybody can ask.
     pub(super) async fn run(mut self, means: Means) {
-        let mut publisher = Publisher::new(&means);
         let accepting = async {
             while let Some((accepts, answers)) = self.accepts.next(MAX_ACCEPTS).await {
                 answers.send(accept_round(&means, &accepts).await);
             }
         };
+        let mut outcomes = Publisher::new(&means, subjects::build_outcome(&means.node), OUTCOME_PATIENCE);
         let storing = async {
-            while let Some((outcomes, answers)) = self.outcomes.next(MAX_OUTCOMES).await {
-                answers.send(publisher.round(outcomes).await);
+            while let Some((items, answers)) = self.outcomes.next(MAX_MESSAGES).await {
+                let encode = |outcomes| bus::encode(&OutcomeBatch { outcomes });
+                answers.send(outcomes.round(items, bytes_of_outcome, encode).await);
             }
         };
-        tokio::join!(accepting, storing);
+        let mut requests = Publisher::new(&means, subjects::build_request(&means.node), REQUEST_PATIENCE);
+        let asking = async {
+            while let Some((items, answers)) = self.requests.next(MAX_MESSAGES).await {
+                let encode = |requests| bus::encode(&RequestBatch { requests });
+                answers.send(requests.round(items, bytes_of_request, encode).await);
+            }
+        };
+        tokio::join!(accepting, storing, asking);
     }
 }
 
@@ -109,24 +129,32 @@ async fn accept_round(means: &Means, accepts: &[Accept]) -> Vec<Result<bool, Fai
     }
 }
 
-/// Puts outcomes on the bus, several in a message.
+/// Puts items on the bus, several in a message.
 struct Publisher<'a> {
-    means: &'a Means,
+    bus: &'a Bus,
+    subject: String,
+    patience: Duration,
     /// Of this run of the node: message ids are never used twice.
     run: String,
     messages: u64,
 }
 
 impl<'a> Publisher<'a> {
-    fn new(means: &'a Means) -> Self {
-        Self { means, run: uuid::Uuid::new_v4().simple().to_string(), messages: 0 }
+    fn new(means: &'a Means, subject: String, patience: Duration) -> Self {
+        let run = uuid::Uuid::new_v4().simple().to_string();
+        Self { bus: &means.bus, subject, patience, run, messages: 0 }
     }
 
-    async fn round(&mut self, outcomes: Vec<OutcomeMessage>) -> Vec<Result<(), Failed>> {
-        let mut results = Vec::with_capacity(outcomes.len());
-        for outcomes in messages(outcomes) {
-            let count = outcomes.len();
-            let stored = self.store(bus::encode(&OutcomeBatch { outcomes }).into()).await;
+    async fn round<T>(
+        &mut self,
+        items: Vec<T>,
+        bytes_of: fn(&T) -> usize,
+        encode: impl Fn(Vec<T>) -> Vec<u8>,
+    ) -> Vec<Result<(), Failed>> {
+        let mut results = Vec::with_capacity(items.len());
+        for items in messages(items, bytes_of) {
+            let count = items.len();
+            let stored = self.store(encode(items).into()).await;
             results.extend(std::iter::repeat_n(stored, count));
         }
         results
@@ -136,24 +164,23 @@ impl<'a> Publisher<'a> {
         self.messages += 1;
         let mut id = format!("x-{}", self.run);
         let _ = write!(id, "-{}", self.messages);
-        let subject = subjects::build_outcome(&self.means.node);
-        match self.means.bus.store(&subject, &id, payload, PATIENCE).await {
+        match self.bus.store(&self.subject, &id, payload, self.patience).await {
             Ok(_) => Ok(()),
             Err(error) => Err(error.to_string()),
         }
     }
 }
 
-/// Outcomes in messages that the bus takes, in their order.
-fn messages(outcomes: Vec<OutcomeMessage>) -> Vec<Vec<OutcomeMessage>> {
-    let mut messages: Vec<Vec<OutcomeMessage>> = Vec::new();
+/// Items in messages that the bus takes, in their order.
+fn messages<T>(items: Vec<T>, bytes_of: fn(&T) -> usize) -> Vec<Vec<T>> {
+    let mut messages: Vec<Vec<T>> = Vec::new();
     let mut room = 0;
-    for outcome in outcomes {
-        let bytes = bytes_of(&outcome);
+    for item in items {
+        let bytes = bytes_of(&item);
         match messages.last_mut() {
-            Some(last) if bytes <= room => last.push(outcome),
+            Some(last) if bytes <= room => last.push(item),
             _ => {
-                messages.push(vec![outcome]);
+                messages.push(vec![item]);
                 room = MAX_MESSAGE_BYTES;
             }
         }
@@ -162,13 +189,18 @@ fn messages(outcomes: Vec<OutcomeMessage>) -> Vec<Vec<OutcomeMessage>> {
     messages
 }
 
-fn bytes_of(outcome: &OutcomeMessage) -> usize {
+fn bytes_of_outcome(outcome: &OutcomeMessage) -> usize {
     let texts = [outcome.manifest.as_ref(), outcome.signature.as_ref()];
     let why = match &outcome.outcome {
         cratemill_protocol::Outcome::Failed { message, .. } => message.len(),
         _ => 0,
     };
-    OUTCOME_BYTES + why + texts.into_iter().flatten().map(String::len).sum::<usize>()
+    ITEM_BYTES + why + texts.into_iter().flatten().map(String::len).sum::<usize>()
+}
+
+fn bytes_of_request(request: &BuildRequest) -> usize {
+    let targets: usize = request.targets.iter().map(|target| target.len()).sum();
+    ITEM_BYTES + targets + request.answered.len() * ATTEMPT_BYTES
 }
 
 #[cfg(test)]
@@ -193,7 +225,7 @@ mod tests {
     fn messages_stay_below_what_the_bus_takes() {
         let sizes = [10, 400 << 10, 200 << 10, 10, 900 << 10, 10];
         let outcomes: Vec<_> = (0..).zip(sizes).map(|(job, bytes)| outcome(job, bytes)).collect();
-        let messages = messages(outcomes.clone());
+        let messages = messages(outcomes.clone(), bytes_of_outcome);
         let counts: Vec<_> = messages.iter().map(Vec::len).collect();
         assert_eq!(counts, [2, 2, 1, 1]);
         assert_eq!(messages.concat(), outcomes, "none is lost, and their order stays");

@@ -87,7 +87,7 @@ impl Sockets {
     ) -> (Arc<Self>, impl Future<Output = ()> + use<>) {
         let (groups, work) = groups::groups();
         let means = Means {
-            pool: app.pool.clone(),
+            pool: cratemill_store::database::for_queue(&app.pool),
             bus: app.bus.clone(),
             node: app.config.node.clone(),
             lease_s: i32::try_from(app.config.lease_s).unwrap_or(i32::MAX),

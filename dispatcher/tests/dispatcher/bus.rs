@@ -16,7 +16,7 @@ use cratemill_protocol::{
     FailureClass, JobId, JobState, Kind, Limits, Outcome,
     bus::{
         self, Assigned, BuildRequest, DomainEvent, EventMessage, LogBody, LogMessage, NodeMessage,
-        OutcomeBatch, OutcomeMessage, RefreshReply, RefreshRequest,
+        OutcomeBatch, OutcomeMessage, RefreshReply, RefreshRequest, RequestBatch,
     },
     job::Timings,
     subjects,
@@ -64,6 +64,7 @@ impl Dispatcher {
             objects: store.objects.clone(),
             // Shorter than what the test logs: a builder may add to its jobs' output.
             log_bytes: 8,
+            empty: Arc::default(),
         };
         let assignment = Assignment {
             pool: pool.clone(),
@@ -78,7 +79,13 @@ impl Dispatcher {
         tasks.spawn(requests::run(pool.clone(), own.clone(), wakes.clone(), shutdown.clone()));
         tasks.spawn(assignment::run(assignment, shutdown.clone()));
         let objects = store.objects.clone();
-        tasks.spawn(outcomes::run(pool.clone(), objects, own.clone(), wakes.clone(), shutdown.clone()));
+        tasks.spawn(outcomes::run(
+            (pool.clone(), pool.clone()),
+            objects,
+            own.clone(),
+            wakes.clone(),
+            shutdown.clone(),
+        ));
         tasks.spawn(outbox::run(pool.clone(), own.clone(), wakes.clone(), shutdown.clone()));
         tasks.spawn(logs::run(archive.clone(), wakes, shutdown.clone()));
         tasks.spawn(answer::run(own, refreshes, shutdown.clone()));
@@ -101,8 +108,8 @@ impl Dispatcher {
             answered: Vec::new(),
             serial,
         };
-        let (subject, id) = (subjects::build_request(builder.id), format!("request-{serial}"));
-        self.publish(&subject, &id, bus::encode(&request)).await;
+        let (subject, id) = (subjects::build_request(NODE), format!("request-{serial}"));
+        self.publish(&subject, &id, bus::encode(&RequestBatch { requests: vec![request] })).await;
     }
 
     /// Everything drains.

@@ -8,7 +8,8 @@ use cratemill_protocol::{
     bus::{
         Assigned, AssignedJob, BuildRequest, BuilderState, ClientClass, DomainEvent, DownloadBatch,
         DownloadCount, EventMessage, JobChanged, LogBody, LogMessage, NodeMessage, OutcomeBatch,
-        OutcomeMessage, RefreshReply, RefreshRequest, VersionChange, VersionChanged, decode, encode,
+        OutcomeMessage, RefreshReply, RefreshRequest, RequestBatch, VersionChange, VersionChanged, decode,
+        encode,
     },
     job::Timings,
 };
@@ -46,7 +47,7 @@ fn build_requests_and_outcomes() {
         answered: vec![JobRef { job: JOB, attempt: ATTEMPT }],
         serial: 5,
     };
-    check(&mut golden, "request", &request);
+    check(&mut golden, "requests", &RequestBatch { requests: vec![request] });
     let timings = Timings { fetch_ms: 1, build_ms: 2, package_ms: 3, upload_ms: 4, cargo_ms: 5 };
     let failed = |class| Outcome::Failed { class, message: "no".into(), stage: Some(Stage::Build), timings };
     let mut outcomes = vec![("succeeded".to_owned(), Outcome::Succeeded { timings })];
