@@ -1,5 +1,7 @@
 //! Load generators and peers. Each bench ends with one line of JSON.
 
+mod cpu;
+mod dispatch;
 mod fleet;
 mod idle;
 mod overhead;
@@ -18,6 +20,8 @@ struct Arguments {
 enum Bench {
     /// What Cratemill adds to the time that cargo itself runs, from enqueue to listed artifact.
     Overhead(overhead::Arguments),
+    /// How fast jobs go through the queue, and all the way to builders and back, beside other job queues.
+    Dispatch(dispatch::Arguments),
     /// What thousands of connected builders cost that wait, and how soon one of them has a new job.
     Idle(idle::Arguments),
 }
@@ -26,6 +30,7 @@ enum Bench {
 async fn main() -> Result<()> {
     match Arguments::parse().bench {
         Bench::Overhead(arguments) => overhead::run(arguments).await,
+        Bench::Dispatch(arguments) => dispatch::run(arguments).await,
         Bench::Idle(arguments) => idle::run(arguments).await,
     }
 }

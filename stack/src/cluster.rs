@@ -62,7 +62,7 @@ impl Cluster {
         let mut secrets = Secrets::open(data_dir.path())?;
         let (admin_token, token_secret) = (secrets.get("admin_token")?, secrets.get("token_secret")?);
         let s3 = S3::start(&data_dir, &mut secrets).await?;
-        let postgres = Postgres::start(&data_dir, &mut secrets).await?;
+        let postgres = Postgres::start(&data_dir, &mut secrets, options.durable).await?;
         let nats = Nats::start_servers(&data_dir, &mut secrets, options.nats).await?;
         let redis = if options.redis { Some(Redis::start(&data_dir).await?) } else { None };
 

@@ -18,6 +18,8 @@ pub struct Options {
     pub address: Ipv4Addr,
     /// Kept, and found again by the next start; without one the data goes away with the cluster.
     pub data_dir: Option<PathBuf>,
+    /// Postgres waits for the disk even if the data goes away with the cluster: for whoever measures.
+    pub durable: bool,
     /// Where our programs are, if not beside this one.
     pub bin_dir: Option<PathBuf>,
     /// The registry: `default`, or the URL of a sparse index.
@@ -42,6 +44,7 @@ impl Default for Options {
             redis: false,
             address: Ipv4Addr::LOCALHOST,
             data_dir: None,
+            durable: false,
             bin_dir: None,
             index: "default".into(),
             targets: Vec::new(),

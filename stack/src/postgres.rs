@@ -41,7 +41,8 @@ pub struct Postgres {
 }
 
 impl Postgres {
-    pub async fn start(data_dir: &DataDir, secrets: &mut Secrets) -> Result<Self> {
+    /// Data that is kept is always written to the disk; other data only where it is to be `durable`.
+    pub async fn start(data_dir: &DataDir, secrets: &mut Secrets, durable: bool) -> Result<Self> {
         let program = programs::POSTGRES.find()?.canonicalize()?;
         let password = secrets.get("postgres")?;
         let (folder, user) = data_dir.for_postgres()?;
@@ -57,7 +58,7 @@ impl Postgres {
         let port = Port::reserve()?;
         let number = port.number().to_string();
         let pg_isready = tool("pg_isready").args(["-q", "-h", "127.0.0.1", "-p", &number]);
-        let mut command = tool("postgres").args(settings(&cluster, &number, data_dir.is_kept()));
+        let mut command = tool("postgres").args(settings(&cluster, &number, durable || data_dir.is_kept()));
         // Ends it at once, and its own children with it; SIGKILL would leave those for a moment.
         command.last_signal = Signal::SIGQUIT;
         let mut this = Self { process: None, command, pg_isready, cluster, port, password };
@@ -132,10 +133,10 @@ async fn init(folder: &Path, cluster: &Path, password: &str, tool: &impl Fn(&str
     fs::rename(&unfinished, cluster).context("cannot move the new database cluster to its place")
 }
 
-fn settings(cluster: &Path, port: &str, kept: bool) -> Vec<std::ffi::OsString> {
+fn settings(cluster: &Path, port: &str, durable: bool) -> Vec<std::ffi::OsString> {
     let mut arguments: Vec<std::ffi::OsString> = vec!["-D".into(), cluster.into(), "-p".into(), port.into()];
     // A killed process loses nothing either way; what goes away with its stack need not outlive a power failure.
-    let fsync = format!("fsync={}", if kept { "on" } else { "off" });
+    let fsync = format!("fsync={}", if durable { "on" } else { "off" });
     let max_connections = format!("max_connections={MAX_CONNECTIONS}");
     for setting in [
         "listen_addresses=127.0.0.1",

@@ -7,7 +7,7 @@ use sqlx::{Connection, PgConnection};
 use std::fs;
 
 async fn start(data_dir: &DataDir) -> Postgres {
-    Postgres::start(data_dir, &mut Secrets::open(data_dir.path()).unwrap()).await.unwrap()
+    Postgres::start(data_dir, &mut Secrets::open(data_dir.path()).unwrap(), false).await.unwrap()
 }
 
 async fn numbers(postgres: &Postgres) -> Vec<i32> {

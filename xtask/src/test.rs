@@ -34,7 +34,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
 
     // One server for all database tests: each test has a database of its own in it.
     let data_dir = DataDir::temporary()?;
-    let postgres = Postgres::start(&data_dir, &mut Secrets::open(data_dir.path())?).await?;
+    let postgres = Postgres::start(&data_dir, &mut Secrets::open(data_dir.path())?, false).await?;
     say::line("tests");
     let tests = Command::foreground("cargo nextest run", binaries::cargo())
         .args(["nextest", "run", "--locked"])

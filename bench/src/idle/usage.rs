@@ -1,5 +1,6 @@
 //! What the processes of a cluster use, as the kernel and Postgres count it.
 
+use crate::cpu;
 use anyhow::{Context, Result};
 use cratemill_stack::{Cluster, process::Process, services::Service};
 use serde_json::{Value, json};
@@ -9,9 +10,6 @@ use std::{
     time::{Duration, Instant},
 };
 use tokio::time::sleep;
-
-/// The kernel tells CPU time in hundredths of a second, on every architecture.
-const TICK_MS: f64 = 10.0;
 
 /// Bytes.
 #[derive(Debug, Clone, Copy)]
@@ -121,40 +119,21 @@ impl Observer {
         )
         .fetch_one(&mut self.database)
         .await?;
-        let sum = |pids: &[u32]| pids.iter().map(|pid| cpu_ms(*pid)).sum::<Result<f64>>();
+        let sum = |pids: &[u32]| pids.iter().map(|pid| cpu::of(*pid)).sum::<Result<Duration>>().map(ms);
         Ok(Totals {
             at: Instant::now(),
             api: sum(&self.api)?,
             dispatcher: sum(&self.dispatcher)?,
             // A server process for each connection.
-            postgres: sum(&self.postgres)? + children_cpu_ms(self.postgres[0]),
+            postgres: ms(cpu::of_tree(self.postgres[0])?),
             nats: sum(&self.nats)?,
             transactions: count(usize::try_from(transactions)?),
         })
     }
 }
 
-/// Of the process and of its children that have ended.
-fn cpu_ms(pid: u32) -> Result<f64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    let (_, cpu_ms) = parent_and_cpu_ms(&stat).with_context(|| format!("/proc/{pid}/stat is unreadable"))?;
-    Ok(cpu_ms)
-}
-
-/// Those that live; one that ends meanwhile is its parent's to count.
-fn children_cpu_ms(parent: u32) -> f64 {
-    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let stats = entries.filter_map(|entry| fs::read_to_string(entry.path().join("stat")).ok());
-    let of_parent = stats.filter_map(|stat| parent_and_cpu_ms(&stat)).filter(|(of, _)| *of == parent);
-    of_parent.map(|(_, cpu_ms)| cpu_ms).sum()
-}
-
-/// The name in parentheses may hold anything, so fields are counted from behind it.
-fn parent_and_cpu_ms(stat: &str) -> Option<(u32, f64)> {
-    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
-    let parent = fields.get(1)?.parse().ok()?;
-    let ticks = fields.get(11..15)?.iter().map(|ticks| ticks.parse::<u32>().ok()).sum::<Option<u32>>()?;
-    Some((parent, f64::from(ticks) * TICK_MS))
+fn ms(time: Duration) -> f64 {
+    time.as_secs_f64() * 1_000.0
 }
 
 /// A line such as `Rss:    1234 kB`, in bytes.
@@ -173,13 +152,6 @@ pub(super) fn count(of: usize) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn cpu_time_is_found_behind_any_name() {
-        let stat = "7 (a) b (c) S 3 7 7 0 -1 4194560 1 2 3 4 10 20 30 40 20 0 1 0 5 6 7";
-        assert_eq!(parent_and_cpu_ms(stat), Some((3, 1_000.0)));
-        assert_eq!(parent_and_cpu_ms("7 (x) S"), None);
-    }
 
     #[test]
     fn memory_is_in_bytes() {

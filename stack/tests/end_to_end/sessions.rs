@@ -38,6 +38,7 @@ const NO_BUILDER: Options = Options {
     redis: false,
     address: std::net::Ipv4Addr::LOCALHOST,
     data_dir: None,
+    durable: false,
     bin_dir: None,
     index: String::new(),
     targets: Vec::new(),
