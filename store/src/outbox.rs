@@ -73,12 +73,15 @@ async fn push(conn: &mut PgConnection, events: Vec<(String, DomainEvent)>) -> sq
         return Ok(());
     }
     let (subjects, payloads) = encode(events);
-    sqlx::query("INSERT INTO outbox (subjects, payloads) VALUES ($1, $2)")
-        .bind(subjects)
-        .bind(payloads)
-        .execute(&mut *conn)
-        .await?;
-    notify(conn, Channel::Outbox).await
+    sqlx::query(
+        "WITH said AS (INSERT INTO outbox (subjects, payloads) VALUES ($1, $2)) SELECT pg_notify($3, '')",
+    )
+    .bind(subjects)
+    .bind(payloads)
+    .bind(Channel::Outbox.name())
+    .execute(conn)
+    .await?;
+    Ok(())
 }
 
 fn encode(events: impl IntoIterator<Item = (String, DomainEvent)>) -> (Vec<String>, Vec<Vec<u8>>) {

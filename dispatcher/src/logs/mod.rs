@@ -29,6 +29,7 @@ use cratemill_service::{
 use cratemill_store::{PgPool, attempts, attempts::ToArchive, objects::Objects};
 use futures_util::StreamExt;
 use std::{sync::Arc, time::Duration};
+use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -40,6 +41,11 @@ const CONCURRENCY: usize = 4;
 /// Events that are not there by then were lost with their node.
 const OVERDUE_S: f64 = 10.0;
 const PATIENCE: Duration = Duration::from_secs(5);
+const GZIP: &str = "application/gzip";
+/// The object of all logs without text.
+const EMPTY: &str = "logs/empty.log.gz";
+/// Between two rounds: logs of many attempts that end together are looked for together.
+const REST: Duration = Duration::from_millis(100);
 /// What a builder adds of its own: the lines that say what it does, some hundred bytes each.
 const NOTES_BYTES: u64 = 1 << 20;
 /// A byte that is no text becomes a replacement character, which is this long.
@@ -53,6 +59,8 @@ pub struct Archive {
     pub objects: Objects,
     /// The most output that a job may write.
     pub log_bytes: u64,
+    /// Whether this process has stored [`EMPTY`].
+    pub empty: Arc<OnceCell<()>>,
 }
 
 /// The longest text that a job's output becomes on the bus.
@@ -69,6 +77,9 @@ pub async fn run(archive: Archive, wakes: Arc<Wakes>, shutdown: CancellationToke
         match archive.round(&stream).await {
             Ok(()) => {
                 outage.over();
+                if !pause(REST, &shutdown).await {
+                    break;
+                }
                 tokio::select! {
                     () = wakes.ended.notified() => {}
                     () = tokio::time::sleep(POLL) => {}
@@ -131,14 +142,23 @@ impl Archive {
 
     async fn store(&self, attempt: &ToArchive, log: assemble::Log, missing: u64) -> anyhow::Result<()> {
         let (job, number) = (attempt.job, attempt.attempt);
-        let object = format!("logs/{job}/{number}-{}.log.gz", Uuid::new_v4().simple());
         let (bytes, missing) = (i64::try_from(log.bytes)?, i64::try_from(missing)?);
-        self.objects.put(&object, log.gzip.into(), "application/gzip").await?;
+        let object = if bytes == 0 {
+            self.empty.get_or_try_init(|| self.objects.put(EMPTY, log.gzip.into(), GZIP)).await?;
+            EMPTY.to_owned()
+        } else {
+            let object = format!("logs/{job}/{number}-{}.log.gz", Uuid::new_v4().simple());
+            self.objects.put(&object, log.gzip.into(), GZIP).await?;
+            object
+        };
         let mut conn = self.pool.acquire().await?;
         if !attempts::archived(&mut conn, job, number, &object, bytes, missing).await? {
             drop(conn);
             tracing::debug!(%job, attempt = %number, "another dispatcher was faster");
-            return Ok(self.objects.delete(&object).await?);
+            if bytes > 0 {
+                self.objects.delete(&object).await?;
+            }
+            return Ok(());
         }
         metrics::log_archived();
         tracing::debug!(%job, attempt = %number, bytes, "log archived");

@@ -192,7 +192,8 @@ impl World {
     /// Archives what has ended, and takes it off the bus.
     async fn archive(&self) {
         let (pool, objects) = (self.pool.clone(), self.store.objects.clone());
-        let archive = Archive { pool, bus: self.own.clone(), objects, log_bytes: 1 << 20 };
+        let archive =
+            Archive { pool, bus: self.own.clone(), objects, log_bytes: 1 << 20, empty: Arc::default() };
         let stream = self.admin.jetstream.get_stream(subjects::LOGS_STREAM).await.unwrap();
         let mut conn = self.pool.acquire().await.unwrap();
         for attempt in attempts::to_archive(&mut conn, 10).await.unwrap() {

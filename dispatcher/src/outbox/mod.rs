@@ -1,7 +1,11 @@
 //! The outbox relay: publishes what transactions wrote there, in order, by one dispatcher at a time.
 //!
-//! An entry is deleted after the bus has it. A crash between the two publishes it again, with the same id, which the
-//! stream drops.
+//! An entry is deleted after the bus has all of its events. A crash between the two publishes them again, with the same
+//! ids, which the stream drops. What has nothing to do with each other is published together, and when more waits than one
+//! transaction takes, only the newest event of each subject is published: it says all that is true of its subject, and
+//! the bus has to catch up.
+
+mod waves;
 
 use crate::{
     metrics,
@@ -12,20 +16,23 @@ use cratemill_service::bus::{Bus, Error};
 use cratemill_store::{
     PgConnection, PgPool,
     database::{Alone, try_lock},
-    outbox::{self, Entry},
-    queue,
+    outbox, queue,
 };
+use futures_util::future::join_all;
 use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use waves::Event;
 
-/// Entries per transaction.
-const BATCH: i64 = 256;
+/// Entries per transaction; one holds up to a thousand events.
+const BATCH: i64 = 64;
 /// Without any wake-up; also how soon another dispatcher takes over.
 const POLL: Duration = Duration::from_secs(1);
+/// Between two transactions, unless more waits already: what is said in that time is published together.
+const REST: Duration = Duration::from_millis(10);
 /// The queue's length is told at most this often.
 const QUEUE_INTERVAL: Duration = Duration::from_secs(1);
-/// How long one entry is tried while the lock and a connection are held.
+/// How long an event is tried while the lock and a connection are held.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 pub async fn run(
@@ -42,6 +49,9 @@ pub async fn run(
                 outage.over();
                 if more {
                     continue;
+                }
+                if !pause(REST, &shutdown).await {
+                    break;
                 }
                 tokio::select! {
                     () = wakes.outbox.notified() => {}
@@ -68,30 +78,30 @@ async fn relay(pool: &PgPool, bus: &Bus, length: &mut QueueLength) -> anyhow::Re
     length.tell(&mut tx).await?;
     let entries = outbox::oldest(&mut tx, BATCH).await?;
     metrics::outbox_lag(entries.len());
-    let mut published = Vec::with_capacity(entries.len());
-    let mut failure = None;
-    for entry in &entries {
-        if let Err(error) = publish(bus, entry).await {
-            failure = Some(error);
-            break;
-        }
-        published.push(entry.id);
+    let is_full = i64::try_from(entries.len()).is_ok_and(|count| count >= BATCH);
+    let ids: Vec<_> = entries.iter().map(|entry| entry.id).collect();
+    let mut events = waves::events(entries);
+    if is_full {
+        events = waves::newest(events);
     }
-    outbox::delete(&mut tx, &published).await?;
+    for wave in waves::waves(&events) {
+        publish(bus, wave).await?;
+    }
+    outbox::delete(&mut tx, &ids).await?;
     tx.commit().await?;
-    match failure {
-        Some(error) => Err(error.into()),
-        None => Ok(i64::try_from(entries.len()).is_ok_and(|count| count >= BATCH)),
-    }
+    Ok(is_full)
 }
 
-async fn publish(bus: &Bus, entry: &Entry) -> Result<(), Error> {
-    for (n, (subject, payload)) in entry.subjects.iter().zip(&entry.payloads).enumerate() {
-        match bus.store(subject, &format!("o{}.{n}", entry.id), payload.clone().into(), PATIENCE).await {
+/// Returns once the bus has them all.
+async fn publish(bus: &Bus, wave: &[Event]) -> Result<(), Error> {
+    let stored =
+        wave.iter().map(|event| bus.store(&event.subject, &event.id, event.payload.clone(), PATIENCE));
+    for (event, stored) in wave.iter().zip(join_all(stored).await) {
+        match stored {
             Ok(_) => {}
             // It must not hold up all that follow; whoever misses it finds the truth in the database.
             Err(Error::Refused(why)) => {
-                tracing::error!(subject, why, "the bus refuses an event: dropped");
+                tracing::error!(subject = event.subject, why, "the bus refuses an event: dropped");
             }
             Err(error) => return Err(error),
         }
