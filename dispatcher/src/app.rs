@@ -95,19 +95,28 @@ fn start(
 ) {
     let wakes = Arc::new(Wakes::default());
     let shutdown = || context.shutdown.clone();
+    let queue = database::for_queue(pool);
+    let queue = || queue.clone();
     let (pool, bus, objects) = (|| pool.clone(), || bus.clone(), || objects.clone());
     let limits = config.limits.limits();
 
     context.essential("notifications", wakes::run(pool(), wakes.clone(), shutdown()));
-    context.essential("requests", requests::run(pool(), bus(), wakes.clone(), shutdown()));
-    context.essential("outcomes", outcomes::run(pool(), objects(), bus(), wakes.clone(), shutdown()));
+    context.essential("requests", requests::run(queue(), bus(), wakes.clone(), shutdown()));
+    let outcomes = outcomes::run((pool(), queue()), objects(), bus(), wakes.clone(), shutdown());
+    context.essential("outcomes", outcomes);
     context.essential("rescue", rescue::run(pool(), bus(), wakes.clone(), config.catch_up(), shutdown()));
     let deadlines = deadline::run(pool(), wakes.clone(), limits.wall_s, shutdown());
     context.essential("deadlines", deadlines);
     context.essential("outbox", outbox::run(pool(), bus(), wakes.clone(), shutdown()));
     context.essential("clean-up", cleanup::run(pool(), objects(), shutdown()));
 
-    let archive = Archive { pool: pool(), bus: bus(), objects: objects(), log_bytes: limits.log_bytes };
+    let archive = Archive {
+        pool: pool(),
+        bus: bus(),
+        objects: objects(),
+        log_bytes: limits.log_bytes,
+        empty: Arc::default(),
+    };
     context.essential("logs", logs::run(archive, wakes.clone(), shutdown()));
     context.essential("log sweep", logs::sweep::run(pool(), bus(), shutdown()));
 
@@ -118,6 +127,6 @@ fn start(
     context.essential("registry watch", watch);
 
     let assignment =
-        Assignment { pool: pool(), bus: bus(), registry, wakes, limits, lease_s: config.lease_s };
+        Assignment { pool: queue(), bus: bus(), registry, wakes, limits, lease_s: config.lease_s };
     context.essential("assignment", assignment::run(assignment, shutdown()));
 }

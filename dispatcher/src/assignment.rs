@@ -30,9 +30,9 @@ use tokio_util::sync::CancellationToken;
 /// A builder accepts within a round trip; a lost message costs no more than this.
 const ACCEPT: Duration = Duration::from_secs(15);
 /// Builders served in one transaction.
-const MAX_BUILDERS: i64 = 64;
+const MAX_BUILDERS: i64 = 128;
 /// Jobs leased in one transaction: short enough that no other dispatcher waits for it.
-const MAX_JOBS: usize = 256;
+const MAX_JOBS: usize = 512;
 /// Jobs that become due at once, and are put into their lines in one statement; the rest follows in the next.
 const MAX_PROMOTED: i64 = 1_000;
 /// Without any wake-up: what a lost notification costs at most.
@@ -85,29 +85,32 @@ impl Assignment {
     async fn rounds(&self, config: &IndexConfig) -> anyhow::Result<Duration> {
         // Leases that no node hears of would only run out.
         self.bus.check().map_err(|why| anyhow!("the bus is away: {why}"))?;
-        let mut conn = self.pool.acquire().await?;
-        queue::promote(&mut conn, MAX_PROMOTED).await?;
-        drop(conn);
-        while self.round(config).await? > 0 {}
-        let mut conn = self.pool.acquire().await?;
-        let due = queue::next_due(&mut conn).await?;
+        let due = loop {
+            while self.round(config).await? {}
+            let mut conn = self.pool.acquire().await?;
+            if queue::promote(&mut conn, MAX_PROMOTED).await? == 0 {
+                break queue::next_due(&mut conn).await?;
+            }
+        };
         let wait = due.and_then(|due| Duration::try_from(due - OffsetDateTime::now_utc()).ok());
         Ok(wait.unwrap_or(POLL).clamp(SHORTEST_WAIT, POLL))
     }
 
-    /// One transaction; returns how many jobs it assigned.
-    async fn round(&self, config: &IndexConfig) -> anyhow::Result<usize> {
+    /// One transaction; true if there may be more to assign.
+    async fn round(&self, config: &IndexConfig) -> anyhow::Result<bool> {
         let mut tx = self.pool.begin().await?;
         let waiting = sessions::waiting(&mut tx, MAX_BUILDERS).await?;
-        let Some(limit) = wanted(&waiting) else { return Ok(0) };
+        let Some(limit) = wanted(&waiting) else { return Ok(false) };
         let mut targets: Vec<String> = waiting.iter().flat_map(|builder| builder.targets.clone()).collect();
         targets.sort();
         targets.dedup();
         let candidates = queue::candidates(&mut tx, &targets, limit).await?;
         let pairs = pair(&waiting, &candidates);
         if pairs.is_empty() {
-            return Ok(0);
+            return Ok(false);
         }
+        let more = candidates.len() as u64 >= limit.unsigned_abs()
+            || waiting.len() as u64 >= MAX_BUILDERS.unsigned_abs();
         let wanted: Vec<_> = pairs.iter().map(|(job, builder)| (*job, builder.builder)).collect();
         let accept_s = i32::try_from(ACCEPT.as_secs()).context("a constant that fits")?;
         let leased = queue::assign(&mut tx, &wanted, accept_s).await?;
@@ -126,7 +129,7 @@ impl Assignment {
                 self.send(node, std::mem::replace(&mut jobs, rest)).await;
             }
         }
-        Ok(leased.len())
+        Ok(more)
     }
 
     async fn send(&self, node: &str, jobs: Vec<Assigned>) {

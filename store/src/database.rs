@@ -8,6 +8,8 @@ use std::time::Duration;
 
 /// Connections per process: enough for a busy node, and a hundred of them fit a default server ten times.
 const MAX_CONNECTIONS: u32 = 10;
+/// Assignment, requests and outcomes of a dispatcher, or the acceptances of a node.
+const MAX_QUEUE_CONNECTIONS: u32 = 3;
 /// A request that gets no connection by then is answered with 503.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -41,6 +43,29 @@ pub fn connect(url: &DatabaseUrl, name: &str) -> PgPool {
         .max_connections(MAX_CONNECTIONS)
         .acquire_timeout(ACQUIRE_TIMEOUT)
         .connect_lazy_with(url.0.clone().application_name(name))
+}
+
+/// Connections to the same database for statements that run all the time on the tables of the queue.
+///
+/// These tables grow and shrink by the second, so that what is known of their sizes is always wrong, and a plan that reads
+/// all of one is chosen while it is small and kept when it is not. Each of these statements has one good plan: from what it
+/// is given to single rows, by an index.
+pub fn for_queue(pool: &PgPool) -> PgPool {
+    PgPoolOptions::new()
+        .max_connections(MAX_QUEUE_CONNECTIONS)
+        .acquire_timeout(ACQUIRE_TIMEOUT)
+        .after_connect(|conn, _| {
+            Box::pin(async move {
+                sqlx::raw_sql(
+                    "SET random_page_cost = 1.1; SET enable_seqscan = off; SET enable_hashjoin = off;
+                     SET enable_mergejoin = off; SET jit = off; SET plan_cache_mode = force_generic_plan",
+                )
+                .execute(conn)
+                .await
+                .map(drop)
+            })
+        })
+        .connect_lazy_with(pool.connect_options().as_ref().clone())
 }
 
 /// Brings the schema up to date; safe when several processes do it at once.

@@ -37,12 +37,15 @@ pub async fn note(conn: &mut PgConnection, builder: BuilderId) -> sqlx::Result<O
 
 /// Attempts of these builders ended as attempts do.
 pub async fn forget(conn: &mut PgConnection, builders: &[BuilderId]) -> sqlx::Result<()> {
+    let mut builders: Vec<i64> = builders.iter().map(|builder| builder.0).collect();
+    builders.sort_unstable();
+    builders.dedup();
     // In one order, so that two who end attempts of the same builders never wait for each other.
     sqlx::query(
         "DELETE FROM builder_faults WHERE builder_id IN (
              SELECT builder_id FROM builder_faults WHERE builder_id = ANY($1) ORDER BY builder_id FOR UPDATE)",
     )
-    .bind(builders.iter().map(|builder| builder.0).collect::<Vec<_>>())
+    .bind(builders)
     .execute(conn)
     .await?;
     Ok(())

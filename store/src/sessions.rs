@@ -5,6 +5,7 @@
 use crate::nodes::{self, Run};
 use cratemill_protocol::{Attempt, BuilderId, JobId, Target, bus::BuildRequest};
 use sqlx::PgConnection;
+use std::collections::{BTreeMap, HashMap};
 
 /// A builder that waits.
 #[derive(Debug, Clone, sqlx::FromRow)]
@@ -88,25 +89,86 @@ pub async fn close(conn: &mut PgConnection, connection: &str) -> sqlx::Result<bo
 }
 
 /// Records what a builder asked for, unless a newer request is recorded already. False: nothing changed.
-///
-/// A job may be on its way to the builder while the request is on its way here: it takes one of the slots.
 pub async fn request(conn: &mut PgConnection, request: &BuildRequest) -> sqlx::Result<bool> {
-    let answered: Vec<String> =
-        request.answered.iter().map(|of| format!("{}.{}", of.job, of.attempt)).collect();
+    Ok(requests(conn, std::slice::from_ref(request)).await? == 1)
+}
+
+/// Records what builders asked for, of each connection the newest, unless a newer one is recorded already; returns how many
+/// are new.
+///
+/// A job may be on its way to a builder while its request is on its way here: it takes one of the slots. Locks sessions in
+/// one order.
+pub async fn requests(conn: &mut PgConnection, requests: &[BuildRequest]) -> sqlx::Result<u64> {
+    let mut newest: HashMap<&str, &BuildRequest> = HashMap::with_capacity(requests.len());
+    for request in requests {
+        let known = newest.entry(&request.connection).or_insert(request);
+        if known.serial < request.serial {
+            *known = request;
+        }
+    }
+    let requests: Vec<_> = newest.into_values().collect();
     let done = sqlx::query(
-        "UPDATE builder_sessions
-         SET slots = $3 - cardinality(ARRAY(SELECT unnest(in_flight) EXCEPT SELECT unnest($4::text[]))),
-             in_flight = ARRAY(SELECT unnest(in_flight) EXCEPT SELECT unnest($4::text[])),
-             serial = $2, seen_at = now(), requested_at = now()
-         WHERE connection = $1 AND serial < $2",
+        "WITH held AS (
+             SELECT s.builder_id, s.in_flight, a.serial, a.slots, string_to_array(a.answered, ' ') AS answered
+             FROM unnest($1::text[], $2::bigint[], $3::int[], $4::text[]) AS a (connection, serial, slots, answered)
+             JOIN builder_sessions s ON s.connection = a.connection
+             WHERE s.serial < a.serial ORDER BY s.builder_id FOR UPDATE OF s
+         ), kept AS (
+             -- An attempt that has ended is on its way to nobody.
+             SELECT h.builder_id, h.serial, h.slots, ARRAY(
+                 SELECT f FROM unnest(h.in_flight) AS f
+                 WHERE f <> ALL (h.answered)
+                   AND (SELECT l.attempt = split_part(f, '.', 2)::integer FROM leases l
+                        WHERE l.job_id = split_part(f, '.', 1)::bigint)
+             ) AS in_flight
+             FROM held h
+         )
+         UPDATE builder_sessions s
+         SET slots = k.slots - cardinality(k.in_flight), in_flight = k.in_flight, serial = k.serial, seen_at = now(),
+             requested_at = now()
+         FROM kept k WHERE s.builder_id = k.builder_id",
     )
-    .bind(&request.connection)
-    .bind(i64::try_from(request.serial).unwrap_or(i64::MAX))
-    .bind(i32::from(request.slots))
-    .bind(answered)
+    .bind(requests.iter().map(|of| of.connection.as_str()).collect::<Vec<_>>())
+    .bind(requests.iter().map(|of| i64::try_from(of.serial).unwrap_or(i64::MAX)).collect::<Vec<_>>())
+    .bind(requests.iter().map(|of| i32::from(of.slots)).collect::<Vec<_>>())
+    .bind(requests.iter().map(|of| names(of.answered.iter().map(|of| (of.job, of.attempt)))).collect::<Vec<_>>())
     .execute(conn)
     .await?;
-    Ok(done.rows_affected() == 1)
+    Ok(done.rows_affected())
+}
+
+/// Jobs are on their way to builders, whose sessions the caller has locked: each takes a slot.
+pub(crate) async fn take(
+    conn: &mut PgConnection,
+    taken: impl Iterator<Item = (BuilderId, JobId, Attempt)>,
+) -> sqlx::Result<()> {
+    let (builders, jobs) = by_builder(taken);
+    sqlx::query(
+        "UPDATE builder_sessions s SET slots = s.slots - t.count, in_flight = s.in_flight || string_to_array(t.jobs, ' ')
+         FROM unnest($1::bigint[], $2::int[], $3::text[]) AS t (builder, count, jobs) WHERE s.builder_id = t.builder",
+    )
+    .bind(builders)
+    .bind(jobs.iter().map(|jobs| i32::try_from(jobs.len()).unwrap_or(i32::MAX)).collect::<Vec<_>>())
+    .bind(jobs.into_iter().map(|jobs| names(jobs.into_iter())).collect::<Vec<_>>())
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// As sessions remember attempts.
+fn names(attempts: impl Iterator<Item = (JobId, Attempt)>) -> String {
+    attempts.map(|(job, attempt)| format!("{job}.{attempt}")).collect::<Vec<_>>().join(" ")
+}
+
+type Attempts = Vec<(JobId, Attempt)>;
+
+/// Builders in the order in which sessions are locked, and what is each one's.
+fn by_builder(all: impl Iterator<Item = (BuilderId, JobId, Attempt)>) -> (Vec<i64>, Vec<Attempts>) {
+    let mut builders: BTreeMap<i64, Attempts> = BTreeMap::new();
+    for (builder, job, attempt) in all {
+        builders.entry(builder.0).or_default().push((job, attempt));
+    }
+    builders.into_iter().unzip()
 }
 
 /// A node marks itself several times within so many seconds. One that does not is dead or hears of no job.
@@ -150,32 +212,32 @@ pub struct Gone {
     pub accepted: bool,
 }
 
-/// Attempts ended: they are not on their way to their builders any more. One that never got there, or was not taken, gives
-/// its slot back to the builder that waits for it; returns how many builders got some. Locks sessions in one order.
+/// Attempts ended that never got to their builders, or were not taken: each gives its slot back to the builder that waits
+/// for it. Returns how many builders got some. Of the others' slots the builders' next requests speak. Locks sessions in
+/// one order.
 pub async fn give_back(conn: &mut PgConnection, gone: &[Gone]) -> sqlx::Result<u64> {
-    let given: i64 = sqlx::query_scalar(
-        "WITH gone AS (SELECT * FROM unnest($1::bigint[], $2::text[], $3::bool[]) AS g (builder, name, accepted)),
-         held AS (
-             SELECT builder_id, in_flight FROM builder_sessions s
-             WHERE EXISTS (SELECT FROM gone g WHERE g.builder = s.builder_id AND g.name = ANY(s.in_flight))
-             ORDER BY builder_id FOR UPDATE
-         ), mine AS (
-             SELECT h.builder_id, array_agg(g.name) AS names, count(*) FILTER (WHERE NOT g.accepted)::integer AS free
-             FROM held h JOIN gone g ON g.builder = h.builder_id AND g.name = ANY(h.in_flight) GROUP BY h.builder_id
-         ), given AS (
-             UPDATE builder_sessions s
-             SET slots = s.slots + m.free,
-                 in_flight = ARRAY(SELECT unnest(s.in_flight) EXCEPT SELECT unnest(m.names))
-             FROM mine m WHERE s.builder_id = m.builder_id RETURNING m.free
+    let free = gone.iter().filter(|of| !of.accepted).map(|of| (of.builder, of.job, of.attempt));
+    let (builders, jobs) = by_builder(free);
+    if builders.is_empty() {
+        return Ok(0);
+    }
+    let done = sqlx::query(
+        "WITH held AS (
+             SELECT g.builder, string_to_array(g.jobs, ' ') AS jobs
+             FROM unnest($1::bigint[], $2::text[]) AS g (builder, jobs)
+             JOIN builder_sessions s ON s.builder_id = g.builder
+             WHERE s.in_flight && string_to_array(g.jobs, ' ') ORDER BY g.builder FOR UPDATE OF s
          )
-         SELECT count(*) FROM given WHERE free > 0",
+         UPDATE builder_sessions s
+         SET slots = s.slots + (SELECT count(*)::integer FROM unnest(s.in_flight) AS f WHERE f = ANY (h.jobs)),
+             in_flight = ARRAY(SELECT f FROM unnest(s.in_flight) AS f WHERE f <> ALL (h.jobs))
+         FROM held h WHERE s.builder_id = h.builder",
     )
-    .bind(gone.iter().map(|of| of.builder.0).collect::<Vec<_>>())
-    .bind(gone.iter().map(|of| format!("{}.{}", of.job, of.attempt)).collect::<Vec<_>>())
-    .bind(gone.iter().map(|of| of.accepted).collect::<Vec<_>>())
-    .fetch_one(conn)
+    .bind(builders)
+    .bind(jobs.into_iter().map(|jobs| names(jobs.into_iter())).collect::<Vec<_>>())
+    .execute(conn)
     .await?;
-    Ok(given.unsigned_abs())
+    Ok(done.rows_affected())
 }
 
 /// Which node holds the builder's connection.

@@ -61,14 +61,15 @@ pub enum Error {
     Objects(cratemill_store::objects::Error),
 }
 
+/// The second pool is [`database::for_queue`].
 pub async fn run(
-    pool: PgPool,
+    pools: (PgPool, PgPool),
     objects: Objects,
     bus: Bus,
     wakes: Arc<Wakes>,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    let (outcomes, rounds) = Outcomes::new(pool, objects);
+    let (outcomes, rounds) = Outcomes::new(pools, objects);
     let work = consume::run(bus, WORK, shutdown, async |message: Message| {
         let handled = outcomes.handle(&message.payload, deliveries(&message)).await;
         wakes.ended.notify_one();
@@ -93,9 +94,8 @@ pub struct Outcomes {
 
 impl Outcomes {
     /// And the rounds that failures go through, for as long as there are any.
-    pub fn new(pool: PgPool, objects: Objects) -> (Self, impl Future<Output = ()>) {
+    pub fn new((pool, of_rounds): (PgPool, PgPool), objects: Objects) -> (Self, impl Future<Output = ()>) {
         let (failures, mut waiting) = group(MAX_FAILURES);
-        let of_rounds = pool.clone();
         let rounds = async move {
             while let Some((messages, answers)) = waiting.next(MAX_FAILURES).await {
                 answers.send(fail::round(&of_rounds, messages).await);
@@ -134,7 +134,7 @@ impl Outcomes {
         let (job, attempt) = (message.job, message.attempt);
         match self.apply(message).await {
             Ok(Applied::Ended { state, result }) => {
-                tracing::info!(%job, %attempt, result, %state, "an attempt ended");
+                tracing::debug!(%job, %attempt, result, %state, "an attempt ended");
                 metrics::outcome(result);
                 Handled::Done
             }

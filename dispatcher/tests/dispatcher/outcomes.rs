@@ -322,7 +322,7 @@ async fn an_outcome_waits_for_the_object_store(pool: PgPool) {
     work.upload(&pool, &store.objects, "demo.json", &metadata("bin")).await;
     let payload = bus::encode(&OutcomeBatch { outcomes: vec![work.succeeded(&builder)] });
     let handle = async |objects: &Objects, payload: &[u8], deliveries| {
-        let (outcomes, rounds) = Outcomes::new(pool.clone(), objects.clone());
+        let (outcomes, rounds) = Outcomes::new((pool.clone(), pool.clone()), objects.clone());
         tokio::select! {
             handled = outcomes.handle(payload, deliveries) => handled,
             () = rounds => unreachable!("somebody can ask still"),

@@ -91,14 +91,27 @@ async fn insert(conn: &mut PgConnection, jobs: &[NewJob]) -> sqlx::Result<Vec<Su
              SELECT a.*, v.crate_id, c.name AS krate, v.version, v.sha256, coalesce(a.run_at, now()) AS due_at,
                     row_number() OVER (PARTITION BY v.crate_id, a.target, a.priority ORDER BY a.version_id, a.kind) - 1 AS nth
              FROM asked a JOIN versions v ON v.id = a.version_id JOIN crates c ON c.id = v.crate_id
-             ORDER BY a.version_id, a.kind, a.target, a.features
+         ), due AS (
+             SELECT DISTINCT crate_id, target, priority FROM placed WHERE due_at <= now()
+         ), heads AS MATERIALIZED (
+             -- As `next_turn`, whose parts are looked for once per line and once per crate here.
+             SELECT target, priority, (SELECT turn FROM queue q WHERE (q.target, q.priority) = (l.target, l.priority)
+                                       AND turn IS NOT NULL ORDER BY turn LIMIT 1) AS turn
+             FROM (SELECT DISTINCT target, priority FROM due) AS l
+         ), lines AS (
+             SELECT d.*, greatest(h.turn, 0, (
+                 SELECT turn + 1 FROM queue q
+                 WHERE (q.crate_id, q.target, q.priority) = (d.crate_id, d.target, d.priority) AND turn IS NOT NULL
+                 ORDER BY turn DESC LIMIT 1)) AS turn
+             FROM due d JOIN heads h USING (target, priority)
          ), added AS (
              INSERT INTO queue (job_id, version_id, crate_id, krate, version, sha256, kind, target, features, priority,
                                 run_at, turn)
-             SELECT nextval(pg_get_serial_sequence('jobs', 'id')), version_id, crate_id, krate, version, sha256, kind, target,
+             SELECT nextval('jobs_id_seq'), version_id, crate_id, krate, version, sha256, kind, target,
                     features, priority, due_at,
-                    CASE WHEN due_at <= now() THEN next_turn(crate_id, target, priority) + nth END
-             FROM placed
+                    CASE WHEN due_at <= now() THEN turn + nth END
+             FROM placed LEFT JOIN lines USING (crate_id, target, priority)
+             ORDER BY version_id, kind, target, features
              ON CONFLICT (version_id, kind, target, features) DO NOTHING RETURNING *
          ), noted AS (
              INSERT INTO jobs (id, version_id, kind, target, features, parent_id) OVERRIDING SYSTEM VALUE

@@ -4,6 +4,7 @@ use super::{
     changes::{Subject, announce, subject, with_builder},
     line::Candidate,
 };
+use crate::sessions;
 use cratemill_protocol::{Attempt, BuilderId, JobId, JobState, Stage, bus::JobChanged};
 use sqlx::PgConnection;
 use std::collections::HashSet;
@@ -17,22 +18,15 @@ pub async fn assign(
     accept_s: i32,
 ) -> sqlx::Result<HashSet<JobId>> {
     let leased: Vec<i64> = sqlx::query_scalar(
-        "WITH pairs AS (SELECT * FROM unnest($1::bigint[], $2::int[], $3::bigint[]) AS p (job, attempt, builder)),
-         gone AS (
-             DELETE FROM queue q USING pairs p WHERE q.job_id = p.job AND q.attempt = p.attempt AND q.turn IS NOT NULL
-             RETURNING q.*, p.builder
+        "WITH gone AS (
+             DELETE FROM queue q USING unnest($1::bigint[], $2::int[], $3::bigint[]) AS p (job, attempt, builder)
+             WHERE q.job_id = p.job AND q.attempt = p.attempt AND q.turn IS NOT NULL
+             RETURNING q.job_id, q.attempt + 1, p.builder, q.version_id, q.crate_id, q.krate, q.version, q.sha256, q.kind,
+                       q.target, q.features, q.priority, q.run_at, q.tries, q.started_at, now() + make_interval(secs => $4)
          ), leased AS (
-             INSERT INTO leases (job_id, attempt, builder_id, version_id, crate_id, krate, version, sha256, kind, target,
-                                 features, priority, run_at, tries, started_at, lease_until)
-             SELECT job_id, attempt + 1, builder, version_id, crate_id, krate, version, sha256, kind, target,
-                    features, priority, run_at, tries, started_at, now() + make_interval(secs => $4)
-             FROM gone
-         ), taken AS (
-             SELECT builder, count(*)::integer AS count, array_agg(job_id || '.' || attempt + 1) AS attempts
-             FROM gone GROUP BY builder
-         ), noted AS (
-             UPDATE builder_sessions s SET slots = s.slots - t.count, in_flight = s.in_flight || t.attempts
-             FROM taken t WHERE s.builder_id = t.builder
+             INSERT INTO leases (job_id, attempt, builder_id, version_id, crate_id, krate, version, sha256, kind,
+                                 target, features, priority, run_at, tries, started_at, lease_until)
+             SELECT * FROM gone
          )
          SELECT job_id FROM gone",
     )
@@ -43,11 +37,10 @@ pub async fn assign(
     .fetch_all(&mut *conn)
     .await?;
     let leased: HashSet<JobId> = leased.into_iter().map(JobId).collect();
-    let changes = pairs
-        .iter()
-        .filter(|(job, _)| leased.contains(&job.id))
-        .map(|(job, builder)| assigned(job, *builder));
-    announce(conn, changes.collect()).await?;
+    let taken = pairs.iter().filter(|(job, _)| leased.contains(&job.id));
+    let attempts = taken.clone().map(|(job, builder)| (*builder, job.id, Attempt(job.attempt.0 + 1)));
+    sessions::take(conn, attempts).await?;
+    announce(conn, taken.map(|(job, builder)| assigned(job, *builder)).collect()).await?;
     Ok(leased)
 }
 

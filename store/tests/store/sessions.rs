@@ -1,10 +1,10 @@
 //! Sessions: which builders wait, for how many jobs, and where.
 
 use crate::support::{ARM, LINUX, connected, job, lease, node, silence, target, version};
-use cratemill_protocol::{Attempt, BuilderId, JobId, Target, builder::JobRef, bus::BuildRequest};
+use cratemill_protocol::{Attempt, BuilderId, JobId, Outcome, Target, builder::JobRef, bus::BuildRequest};
 use cratemill_store::{
     PgConnection, PgPool, builders,
-    queue::{self, NewJob},
+    queue::{self, End, Ended, NewJob},
     sessions::{self, Gone},
 };
 use time::{Duration, OffsetDateTime};
@@ -107,6 +107,9 @@ async fn a_job_in_flight_is_forgotten_once_it_arrived_or_is_lost(pool: PgPool) {
     // The next request does not name it, though it was accepted: when it ends, its slot is the next request's to offer.
     assert!(queue::accept(&mut conn, crossing, attempt, id, 60).await.unwrap());
     sessions::request(&mut conn, &request(id, "c-b", 0, 3)).await.unwrap();
+    let held = queue::hold(&mut conn, crossing, attempt).await.unwrap().unwrap();
+    let ended = Ended { outcome: &Outcome::Cancelled, last_seq: None };
+    queue::finish(&mut conn, &held, End::Cancelled, ended).await.unwrap();
     assert_eq!(sessions::give_back(&mut conn, &[gone(id, crossing, attempt, true)]).await.unwrap(), 0);
     assert_eq!(free_slots(&mut conn).await, [0; 0]);
     sessions::request(&mut conn, &request(id, "c-b", 1, 4)).await.unwrap();
