@@ -79,6 +79,8 @@ async fn record(pool: PgPool, wakes: Arc<Wakes>, mut rounds: Rounds<RequestBatch
 }
 
 async fn record_all(pool: &PgPool, requests: &[BuildRequest]) -> Result<u64, cratemill_store::Error> {
-    let mut conn = pool.acquire().await?;
-    sessions::requests(&mut conn, requests).await
+    let mut tx = pool.begin().await?;
+    let changed = sessions::requests(&mut tx, requests).await?;
+    tx.commit().await?;
+    Ok(changed)
 }

@@ -97,7 +97,7 @@ pub async fn request(conn: &mut PgConnection, request: &BuildRequest) -> sqlx::R
 /// are new.
 ///
 /// A job may be on its way to a builder while its request is on its way here: it takes one of the slots. Locks sessions in
-/// one order.
+/// one order, until the caller's transaction ends.
 pub async fn requests(conn: &mut PgConnection, requests: &[BuildRequest]) -> sqlx::Result<u64> {
     let mut newest: HashMap<&str, &BuildRequest> = HashMap::with_capacity(requests.len());
     for request in requests {
@@ -107,12 +107,17 @@ pub async fn requests(conn: &mut PgConnection, requests: &[BuildRequest]) -> sql
         }
     }
     let requests: Vec<_> = newest.into_values().collect();
+    // By a statement of its own: the next one must see the leases of whoever held a session while this one waited.
+    sqlx::query("SELECT FROM builder_sessions WHERE connection = ANY($1) ORDER BY builder_id FOR UPDATE")
+        .bind(requests.iter().map(|of| of.connection.as_str()).collect::<Vec<_>>())
+        .execute(&mut *conn)
+        .await?;
     let done = sqlx::query(
         "WITH held AS (
              SELECT s.builder_id, s.in_flight, a.serial, a.slots, string_to_array(a.answered, ' ') AS answered
              FROM unnest($1::text[], $2::bigint[], $3::int[], $4::text[]) AS a (connection, serial, slots, answered)
              JOIN builder_sessions s ON s.connection = a.connection
-             WHERE s.serial < a.serial ORDER BY s.builder_id FOR UPDATE OF s
+             WHERE s.serial < a.serial
          ), kept AS (
              -- An attempt that has ended is on its way to nobody.
              SELECT h.builder_id, h.serial, h.slots, ARRAY(

@@ -165,8 +165,7 @@ fn each_us(time: Duration, jobs: usize) -> f64 {
     time.as_secs_f64() * 1e6 / count(jobs)
 }
 
-/// Exact for whatever is counted here.
-#[allow(clippy::cast_precision_loss)]
+#[allow(clippy::cast_precision_loss, reason = "exact for whatever is counted here")]
 fn count(of: usize) -> f64 {
     of as f64
 }

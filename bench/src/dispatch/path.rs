@@ -152,9 +152,9 @@ async fn latency(pool: &PgPool, fleet: &Fleet, jobs: &[NewJob], per_s: f64) -> R
     timeout(TIMEOUT, all).await.context("some jobs reach no builder")?;
     ensure!(!waits.is_empty(), "no job was enqueued");
     waits.sort_unstable();
-    #[allow(clippy::cast_precision_loss, reason = "exact for whatever is counted here")]
     let at = |percent: usize| {
-        hundredths(waits[(waits.len() * percent / 100).min(waits.len() - 1)] as f64 / 1_000.0)
+        let us = waits[(waits.len() * percent / 100).min(waits.len() - 1)];
+        hundredths(f64::from(u32::try_from(us).unwrap_or(u32::MAX)) / 1_000.0)
     };
     Ok(Latency { p50: at(50), p99: at(99), max: at(100) })
 }

@@ -143,8 +143,7 @@ fn field(rollup: &str, name: &str) -> Result<f64> {
     kib.map(|kib| f64::from(kib) * 1_024.0).with_context(|| format!("smaps_rollup has no {name}"))
 }
 
-/// Exact for whatever is counted here.
-#[allow(clippy::cast_precision_loss)]
+#[allow(clippy::cast_precision_loss, reason = "exact for whatever is counted here")]
 pub(super) fn count(of: usize) -> f64 {
     of as f64
 }

@@ -85,7 +85,10 @@ async fn relay(pool: &PgPool, bus: &Bus, length: &mut QueueLength) -> anyhow::Re
         events = waves::newest(events);
     }
     for wave in waves::waves(&events) {
-        publish(bus, wave).await?;
+        // One first: hundreds that are each tried again and again would say nothing more of a bus that is away.
+        let (first, others) = wave.split_at(1);
+        publish(bus, first).await?;
+        publish(bus, others).await?;
     }
     outbox::delete(&mut tx, &ids).await?;
     tx.commit().await?;

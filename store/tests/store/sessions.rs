@@ -93,6 +93,35 @@ async fn a_request_that_crosses_a_job_does_not_offer_its_slot_again(pool: PgPool
     }
 }
 
+/// The request waits for the assignment to commit, and must see the lease that came with it.
+#[sqlx::test(migrations = "../migrations")]
+async fn a_request_that_waits_for_an_assignment_knows_of_its_job(pool: PgPool) {
+    let mut conn = pool.acquire().await.unwrap();
+    let id = connected(&mut conn, "b", LINUX).await;
+    sessions::request(&mut conn, &request(id, "c-b", 1, 1)).await.unwrap();
+    queued(&mut conn, LINUX).await;
+    let other = version(&mut conn, "other").await;
+    queue::enqueue(&mut conn, &NewJob { target: target(LINUX), ..job(other) }).await.unwrap();
+
+    let mut assigning = pool.begin().await.unwrap();
+    lease(&mut assigning, id, 60).await;
+    let of_request = pool.clone();
+    let recording = tokio::spawn(async move {
+        let mut tx = of_request.begin().await.unwrap();
+        sessions::request(&mut tx, &request(id, "c-b", 1, 2)).await.unwrap();
+        tx.commit().await.unwrap();
+    });
+    let waits = "SELECT count(*) FROM pg_locks WHERE NOT granted AND pid IN
+                 (SELECT pid FROM pg_stat_activity WHERE datname = current_database())";
+    while sqlx::query_scalar::<_, i64>(waits).fetch_one(&mut *conn).await.unwrap() == 0 {
+        assert!(!recording.is_finished(), "it waits for the session");
+        tokio::task::yield_now().await;
+    }
+    assigning.commit().await.unwrap();
+    recording.await.unwrap();
+    assert_eq!(free_slots(&mut conn).await, [0; 0], "its only slot is taken");
+}
+
 #[sqlx::test(migrations = "../migrations")]
 async fn a_job_in_flight_is_forgotten_once_it_arrived_or_is_lost(pool: PgPool) {
     let mut conn = pool.acquire().await.unwrap();
