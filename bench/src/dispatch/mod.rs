@@ -22,7 +22,7 @@ pub(crate) struct Arguments {
     /// Jobs of each run.
     #[arg(long, default_value_t = 50_000)]
     jobs: usize,
-    /// Runs of each, of which the medians are told.
+    /// Runs of the queue alone and of each peer, of which the medians are told; the whole path is run once.
     #[arg(long, default_value_t = 3)]
     runs: usize,
     /// Simulated builders.

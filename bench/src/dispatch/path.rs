@@ -92,11 +92,13 @@ async fn on(cluster: &Cluster, arguments: &Arguments, keep_snapshot: bool) -> Re
     let (enqueued_per_s, jobs_per_s) = throughput(&pool, &fleet, &jobs).await?;
     sleep(STATISTICS).await;
     let costs = Totals::read(&pool).await?.since(before, jobs.len());
-    drop(old);
 
     let jobs = corpus::fill(&pool, "single", arguments.latency_jobs).await?;
     let latency = latency(&pool, &fleet, &jobs, arguments.latency_per_s).await?;
     fleet.check()?;
+    if let Some(old) = old {
+        old.commit().await.context("the old snapshot was lost")?;
+    }
     Ok(Measured { enqueued_per_s, jobs_per_s, latency, costs })
 }
 
