@@ -5,6 +5,7 @@ mod dispatch;
 mod fleet;
 mod idle;
 mod overhead;
+mod statistics;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};

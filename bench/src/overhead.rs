@@ -2,6 +2,7 @@
 //!
 //! The crate is a fixture from a registry on loopback, so that neither the network nor a long build hides the rest.
 
+use crate::statistics::median;
 use anyhow::{Context, Result, bail, ensure};
 use cratemill_stack::{
     Cluster, Options,
@@ -59,21 +60,15 @@ fn result(runs: &[Run]) -> Value {
     json!({
         "bench": "overhead",
         "runs": runs.len(),
-        "total_ms": median(runs.iter().map(|run| run.total_ms)),
-        "cargo_ms": median(runs.iter().map(|run| run.cargo_ms)),
+        "total_ms": median(runs.iter().map(|run| run.total_ms).collect()),
+        "cargo_ms": median(runs.iter().map(|run| run.cargo_ms).collect()),
         "added_ms": {
-            "median": median(added.iter().copied()),
+            "median": median(added.clone()),
             "min": added.iter().copied().fold(f64::INFINITY, f64::min),
             "max": added.iter().copied().fold(0.0, f64::max),
         },
-        "ratio": median(runs.iter().map(|run| run.total_ms / run.cargo_ms)),
+        "ratio": median(runs.iter().map(|run| run.total_ms / run.cargo_ms).collect()),
     })
-}
-
-fn median(values: impl Iterator<Item = f64>) -> f64 {
-    let mut values: Vec<f64> = values.collect();
-    values.sort_unstable_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 async fn measure(client: &Client, version: &str) -> Result<Run> {

@@ -10,7 +10,9 @@ mod path;
 mod peers;
 mod queue;
 mod server;
+mod usage;
 
+use crate::statistics::{hundredths, median};
 use anyhow::{Result, ensure};
 use peers::Load;
 use serde_json::{Value, json};
@@ -22,7 +24,7 @@ pub(crate) struct Arguments {
     /// Jobs of each run.
     #[arg(long, default_value_t = 50_000)]
     jobs: usize,
-    /// Runs of the queue alone and of each peer, of which the medians are told; the whole path is run once.
+    /// Runs of each, of which the medians are told.
     #[arg(long, default_value_t = 3)]
     runs: usize,
     /// Simulated builders.
@@ -74,13 +76,13 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
     }
     drop(server);
     if wants("path") {
-        let path = path::measure(&arguments, false).await?.json();
+        let path = whole_path(&arguments, false).await?;
         println!("the whole path: {path}");
         for field in ["jobs_per_s", "p50_ms", "p99_ms", "wal_bytes_per_job"] {
             result[field] = path[field].clone();
         }
         result["path"] = path;
-        let path = path::measure(&arguments, true).await?.json();
+        let path = whole_path(&arguments, true).await?;
         println!("the whole path, an old snapshot open: {path}");
         result["path_old_snapshot"] = path;
     }
@@ -101,6 +103,14 @@ async fn queue_alone(server: &Server, arguments: &Arguments, keep_snapshot: bool
         "wal_bytes_per_job": of(|run| run.costs.wal_bytes).round(),
         "dead_tuples_per_job": hundredths(of(|run| run.costs.dead_tuples)),
     }))
+}
+
+async fn whole_path(arguments: &Arguments, keep_snapshot: bool) -> Result<Value> {
+    let mut runs = Vec::new();
+    for _ in 0..arguments.runs {
+        runs.push(path::measure(arguments, keep_snapshot).await?);
+    }
+    Ok(path::json(&runs))
 }
 
 /// Each by its name, with the medians of its runs.
@@ -147,16 +157,6 @@ async fn peers(server: &Server, arguments: &Arguments) -> Result<Vec<Value>> {
     Ok(all)
 }
 
-/// Of at least one.
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_unstable_by(f64::total_cmp);
-    values[values.len() / 2]
-}
-
-fn hundredths(value: f64) -> f64 {
-    (value * 100.0).round() / 100.0
-}
-
 fn per_s(jobs: usize, time: Duration) -> f64 {
     count(jobs) / time.as_secs_f64()
 }
@@ -168,15 +168,4 @@ fn each_us(time: Duration, jobs: usize) -> f64 {
 #[allow(clippy::cast_precision_loss, reason = "exact for whatever is counted here")]
 fn count(of: usize) -> f64 {
     of as f64
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_median_is_one_of_the_values() {
-        assert!((median(vec![3.0, 1.0, 2.0]) - 2.0).abs() < f64::EPSILON);
-        assert!((median(vec![2.0, 1.0]) - 2.0).abs() < f64::EPSILON);
-    }
 }

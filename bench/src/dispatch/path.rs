@@ -4,9 +4,13 @@
 use super::{
     Arguments, corpus,
     costs::{Costs, Totals, old_snapshot},
-    hundredths, per_s,
+    per_s,
+    usage::{PerJob, Usage},
 };
-use crate::fleet::{self, Fleet, now_us};
+use crate::{
+    fleet::{self, Fleet, now_us},
+    statistics::{Percentiles, hundredths, median},
+};
 use anyhow::{Context, Result, ensure};
 use cratemill_protocol::{JobId, Target};
 use cratemill_stack::{
@@ -14,7 +18,10 @@ use cratemill_stack::{
     fixtures::{Registry, registry},
     services::Service,
 };
-use cratemill_store::queue::{self, NewJob};
+use cratemill_store::{
+    database,
+    queue::{self, NewJob},
+};
 use serde_json::{Value, json};
 use sqlx::{PgPool, postgres::PgPoolOptions};
 use std::{
@@ -31,35 +38,35 @@ const POLL: Duration = Duration::from_millis(100);
 /// Sessions that idle tell after ten seconds what they have counted.
 const STATISTICS: Duration = Duration::from_secs(11);
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Measured {
-    pub(super) enqueued_per_s: f64,
+    enqueued_per_s: f64,
     /// From the first enqueue to the last completion.
-    pub(super) jobs_per_s: f64,
-    pub(super) latency: Latency,
-    pub(super) costs: Costs,
+    jobs_per_s: f64,
+    cpu: PerJob,
+    costs: Costs,
+    /// From before the enqueue to the builder's accept, in milliseconds.
+    latency: Percentiles,
+    /// Of jobs that come one by one.
+    latency_cpu: PerJob,
 }
 
-/// From before the enqueue to the builder's accept, in milliseconds.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Latency {
-    pub(super) p50: f64,
-    pub(super) p99: f64,
-    pub(super) max: f64,
-}
-
-impl Measured {
-    pub(super) fn json(&self) -> Value {
-        json!({
-            "enqueued_per_s": self.enqueued_per_s.round(),
-            "jobs_per_s": self.jobs_per_s.round(),
-            "p50_ms": self.latency.p50,
-            "p99_ms": self.latency.p99,
-            "max_ms": self.latency.max,
-            "wal_bytes_per_job": self.costs.wal_bytes.round(),
-            "dead_tuples_per_job": hundredths(self.costs.dead_tuples),
-        })
-    }
+/// The medians of all runs.
+pub(super) fn json(runs: &[Measured]) -> Value {
+    let of = |field: fn(&Measured) -> f64| median(runs.iter().map(field).collect());
+    let cpu =
+        |field: fn(&Measured) -> &PerJob| PerJob::medians(&runs.iter().map(field).collect::<Vec<_>>()).json();
+    json!({
+        "enqueued_per_s": of(|run| run.enqueued_per_s).round(),
+        "jobs_per_s": of(|run| run.jobs_per_s).round(),
+        "p50_ms": hundredths(of(|run| run.latency.at(50))),
+        "p99_ms": hundredths(of(|run| run.latency.at(99))),
+        "max_ms": hundredths(of(|run| run.latency.at(100))),
+        "wal_bytes_per_job": of(|run| run.costs.wal_bytes).round(),
+        "dead_tuples_per_job": hundredths(of(|run| run.costs.dead_tuples)),
+        "cpu_us_per_job": cpu(|run| &run.cpu),
+        "cpu_us_per_single_job": cpu(|run| &run.latency_cpu),
+    })
 }
 
 pub(super) async fn measure(arguments: &Arguments, keep_snapshot: bool) -> Result<Measured> {
@@ -89,17 +96,22 @@ async fn on(cluster: &Cluster, arguments: &Arguments, keep_snapshot: bool) -> Re
     let jobs = corpus::fill(&pool, "whole", arguments.jobs).await?;
     let old = if keep_snapshot { Some(old_snapshot(&pool).await?) } else { None };
     let before = Totals::read(&pool).await?;
+    let used = Usage::read(cluster)?;
     let (enqueued_per_s, jobs_per_s) = throughput(&pool, &fleet, &jobs).await?;
+    let cpu = Usage::read(cluster)?.since(&used, jobs.len());
+    settled(&pool).await?;
     sleep(STATISTICS).await;
     let costs = Totals::read(&pool).await?.since(before, jobs.len());
 
     let jobs = corpus::fill(&pool, "single", arguments.latency_jobs).await?;
-    let latency = latency(&pool, &fleet, &jobs, arguments.latency_per_s).await?;
+    let used = Usage::read(cluster)?;
+    let latency = latency(&database::for_queue(&pool), &fleet, &jobs, arguments.latency_per_s).await?;
+    let latency_cpu = Usage::read(cluster)?.since(&used, jobs.len());
     fleet.check()?;
     if let Some(old) = old {
         old.commit().await.context("the old snapshot was lost")?;
     }
-    Ok(Measured { enqueued_per_s, jobs_per_s, latency, costs })
+    Ok(Measured { enqueued_per_s, jobs_per_s, cpu, costs, latency, latency_cpu })
 }
 
 async fn throughput(pool: &PgPool, fleet: &Fleet, jobs: &[NewJob]) -> Result<(f64, f64)> {
@@ -131,7 +143,26 @@ async fn finished(pool: &PgPool, fleet: &Fleet, jobs: usize) -> Result<i64> {
     }
 }
 
-async fn latency(pool: &PgPool, fleet: &Fleet, jobs: &[NewJob], per_s: f64) -> Result<Latency> {
+/// Until what follows a job's end is done too: its log is archived, and the bus has its events.
+async fn settled(pool: &PgPool) -> Result<()> {
+    let all = async {
+        loop {
+            let left: bool = sqlx::query_scalar(
+                "SELECT EXISTS (SELECT FROM outbox)
+                        OR EXISTS (SELECT FROM finished_jobs WHERE log_object IS NULL AND builder_id IS NOT NULL)",
+            )
+            .fetch_one(pool)
+            .await?;
+            if !left {
+                return anyhow::Ok(());
+            }
+            sleep(POLL).await;
+        }
+    };
+    timeout(TIMEOUT, all).await.context("what follows the jobs does not end")?
+}
+
+async fn latency(pool: &PgPool, fleet: &Fleet, jobs: &[NewJob], per_s: f64) -> Result<Percentiles> {
     let mut ticks = interval(Duration::from_secs_f64(1.0 / per_s));
     fleet.accepts.take();
     let mut enqueued: HashMap<JobId, i64> = HashMap::new();
@@ -143,20 +174,19 @@ async fn latency(pool: &PgPool, fleet: &Fleet, jobs: &[NewJob], per_s: f64) -> R
         tx.commit().await?;
         enqueued.insert(job, now);
     }
-    let mut waits = Vec::new();
+    let mut accepted: HashMap<JobId, i64> = HashMap::new();
     let all = async {
-        while waits.len() < enqueued.len() {
+        while !enqueued.keys().all(|job| accepted.contains_key(job)) {
             fleet.accepts.some().await;
-            let accepts = fleet.accepts.take();
-            waits.extend(accepts.iter().filter_map(|of| Some(of.at_us - enqueued.get(&of.job)?)));
+            for accept in fleet.accepts.take() {
+                // A job that is given out again has reached a builder before.
+                accepted.entry(accept.job).or_insert(accept.at_us);
+            }
         }
     };
     timeout(TIMEOUT, all).await.context("some jobs reach no builder")?;
-    ensure!(!waits.is_empty(), "no job was enqueued");
-    waits.sort_unstable();
-    let at = |percent: usize| {
-        let us = waits[(waits.len() * percent / 100).min(waits.len() - 1)];
-        hundredths(f64::from(u32::try_from(us).unwrap_or(u32::MAX)) / 1_000.0)
-    };
-    Ok(Latency { p50: at(50), p99: at(99), max: at(100) })
+    let wait_us = |(job, at_us): (&JobId, &i64)| Some(i32::try_from(accepted.get(job)? - at_us).ok()?);
+    let waits: Vec<f64> = enqueued.iter().filter_map(wait_us).map(|us| f64::from(us) / 1_000.0).collect();
+    ensure!(waits.len() == jobs.len(), "{} of {} jobs were timed", waits.len(), jobs.len());
+    Percentiles::of(waits)
 }

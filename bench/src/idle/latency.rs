@@ -1,6 +1,9 @@
 //! Single jobs through the REST API, one after the other: from the request to the moment a builder accepts.
 
-use crate::fleet::{Fleet, now_us};
+use crate::{
+    fleet::{Fleet, now_us},
+    statistics::Percentiles,
+};
 use anyhow::{Context, Result, ensure};
 use cratemill_protocol::JobId;
 use cratemill_stack::Cluster;
@@ -14,13 +17,8 @@ const ACCEPT_TIMEOUT: Duration = Duration::from_secs(30);
 const END_TIMEOUT: Duration = Duration::from_secs(30);
 const END_POLL: Duration = Duration::from_millis(20);
 
-pub(super) struct Latency {
-    pub(super) median: Duration,
-    pub(super) p99: Duration,
-    pub(super) max: Duration,
-}
-
-pub(super) async fn measure(cluster: &Cluster, fleet: &Fleet, jobs: u32) -> Result<Latency> {
+/// In milliseconds.
+pub(super) async fn measure(cluster: &Cluster, fleet: &Fleet, jobs: u32) -> Result<Percentiles> {
     let client = cluster.client();
     let body = json!({ "crate": "hello-bin", "version": "1.0.0", "kind": "metadata" });
     let mut seen = HashMap::new();
@@ -39,14 +37,11 @@ pub(super) async fn measure(cluster: &Cluster, fleet: &Fleet, jobs: u32) -> Resu
         };
         let accepted_us = timeout(ACCEPT_TIMEOUT, accepted(fleet, &mut seen, job)).await;
         let accepted_us = accepted_us.with_context(|| format!("nobody accepts job {job}"))?;
-        waits.push(Duration::from_micros(u64::try_from(accepted_us - started_us)?));
+        waits.push(f64::from(i32::try_from(accepted_us - started_us)?) / 1_000.0);
         last = Some(job);
         sleep(END_POLL).await;
     }
-    waits.sort_unstable();
-    ensure!(!waits.is_empty(), "no job was enqueued");
-    let at = |percent: usize| waits[(waits.len() * percent / 100).min(waits.len() - 1)];
-    Ok(Latency { median: at(50), p99: at(99), max: at(100) })
+    Percentiles::of(waits)
 }
 
 fn id(job: &Value) -> Result<JobId> {

@@ -4,14 +4,16 @@
 mod latency;
 mod usage;
 
-use crate::fleet::{self, Fleet};
+use crate::{
+    fleet::{self, Fleet},
+    statistics::{Percentiles, hundredths},
+};
 use anyhow::{Result, ensure};
 use cratemill_protocol::Target;
 use cratemill_stack::{
     Cluster, Options, Role,
     fixtures::{Registry, crates, registry},
 };
-use latency::Latency;
 use serde_json::{Value, json};
 use std::time::Duration;
 use tokio::time::sleep;
@@ -49,7 +51,8 @@ struct Measured {
     memory: Memory,
     without: Usage,
     idle: Usage,
-    latency: Latency,
+    /// In milliseconds.
+    latency: Percentiles,
 }
 
 pub(crate) async fn run(arguments: Arguments) -> Result<()> {
@@ -113,9 +116,9 @@ fn print(arguments: &Arguments, measured: &Measured) {
     }
     println!(
         "  enqueue to accept     {:>9.2} ms median, {:.2} p99, {:.2} at most",
-        ms(latency.median),
-        ms(latency.p99),
-        ms(latency.max)
+        hundredths(latency.at(50)),
+        hundredths(latency.at(99)),
+        hundredths(latency.at(100))
     );
 }
 
@@ -132,12 +135,8 @@ fn json(arguments: &Arguments, measured: &Measured) -> Value {
         "per_s": idle.json(),
         "per_s_without_builders": without.json(),
         "jobs": arguments.jobs,
-        "p50_ms": ms(latency.median),
-        "p99_ms": ms(latency.p99),
-        "max_ms": ms(latency.max),
+        "p50_ms": hundredths(latency.at(50)),
+        "p99_ms": hundredths(latency.at(99)),
+        "max_ms": hundredths(latency.at(100)),
     })
-}
-
-fn ms(wait: Duration) -> f64 {
-    (wait.as_secs_f64() * 100_000.0).round() / 100.0
 }

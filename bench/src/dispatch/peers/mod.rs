@@ -9,6 +9,7 @@ mod graphile;
 mod observer;
 mod runs;
 
+use crate::statistics::Percentiles;
 use anyhow::{Context, Result};
 use observer::{Observer, OldSnapshot};
 use runs::Runs;
@@ -113,7 +114,7 @@ async fn measure<P: Peer>(url: &str, load: &Load) -> Result<Measured> {
         if let Some(snapshot) = snapshot {
             snapshot.release().await?;
         }
-        Ok(measured(&throughput, &waits))
+        measured(&throughput, &waits)
     };
     run.await.map_err(|error: anyhow::Error| error.context(P::NAME))
 }
@@ -213,20 +214,15 @@ async fn within<T>(limit: Duration, what: &str, work: impl Future<Output = Resul
     timeout(limit, work).await.with_context(|| format!("stalled: waited {limit:?} for {what}"))?
 }
 
-fn measured(throughput: &Throughput, waits: &[Duration]) -> Measured {
-    let mut waits: Vec<f64> = waits.iter().map(|wait| wait.as_secs_f64() * 1_000.0).collect();
-    waits.sort_unstable_by(f64::total_cmp);
-    let at = |percent: usize| {
-        let last = waits.len().saturating_sub(1);
-        waits.get((waits.len() * percent / 100).min(last)).copied().unwrap_or(f64::NAN)
-    };
-    Measured {
+fn measured(throughput: &Throughput, waits: &[Duration]) -> Result<Measured> {
+    let waits = Percentiles::of(waits.iter().map(|wait| wait.as_secs_f64() * 1_000.0).collect())?;
+    Ok(Measured {
         enqueued_per_s: throughput.enqueued_per_s,
         jobs_per_s: throughput.jobs_per_s,
-        p50_ms: at(50),
-        p99_ms: at(99),
-        max_ms: at(100),
+        p50_ms: waits.at(50),
+        p99_ms: waits.at(99),
+        max_ms: waits.at(100),
         wal_bytes_per_job: throughput.wal_bytes_per_job,
         dead_tuples_per_job: throughput.dead_tuples_per_job,
-    }
+    })
 }

@@ -24,7 +24,7 @@ impl Observer {
 
     /// That the server ever wrote.
     pub(super) async fn wal_bytes(&mut self) -> Result<f64> {
-        let bytes = sqlx::query_scalar("SELECT (pg_current_wal_lsn() - '0/0'::pg_lsn)::float8");
+        let bytes = sqlx::query_scalar("SELECT (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::float8");
         Ok(bytes.fetch_one(&mut self.connection).await?)
     }
 
