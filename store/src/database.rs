@@ -1,7 +1,7 @@
 //! The pool, the migrations, locks for work that one process does alone, and notifications.
 
 use sqlx::{
-    PgConnection, PgPool,
+    Connection, PgConnection, PgPool,
     postgres::{PgConnectOptions, PgListener, PgPoolOptions},
 };
 use std::time::Duration;
@@ -12,6 +12,8 @@ const MAX_CONNECTIONS: u32 = 10;
 const MAX_QUEUE_CONNECTIONS: u32 = 3;
 /// A request that gets no connection by then is answered with 503.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a connection that worked is taken to work still.
+const TRUSTED: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Clone, clap::Args)]
 pub struct Database {
@@ -39,10 +41,7 @@ impl std::str::FromStr for DatabaseUrl {
 
 /// A pool that connects when first used: a database that is away is not an error here.
 pub fn connect(url: &DatabaseUrl, name: &str) -> PgPool {
-    PgPoolOptions::new()
-        .max_connections(MAX_CONNECTIONS)
-        .acquire_timeout(ACQUIRE_TIMEOUT)
-        .connect_lazy_with(url.0.clone().application_name(name))
+    options(MAX_CONNECTIONS).connect_lazy_with(url.0.clone().application_name(name))
 }
 
 /// Connections to the same database for statements that run all the time on the tables of the queue.
@@ -51,9 +50,7 @@ pub fn connect(url: &DatabaseUrl, name: &str) -> PgPool {
 /// all of one is chosen while it is small and kept when it is not. Each of these statements has one good plan: from what it
 /// is given to single rows, by an index.
 pub fn for_queue(pool: &PgPool) -> PgPool {
-    PgPoolOptions::new()
-        .max_connections(MAX_QUEUE_CONNECTIONS)
-        .acquire_timeout(ACQUIRE_TIMEOUT)
+    options(MAX_QUEUE_CONNECTIONS)
         .after_connect(|conn, _| {
             Box::pin(async move {
                 sqlx::raw_sql(
@@ -66,6 +63,23 @@ pub fn for_queue(pool: &PgPool) -> PgPool {
             })
         })
         .connect_lazy_with(pool.connect_options().as_ref().clone())
+}
+
+/// Connections are looked at before they are used again, but not those that worked a moment ago: that would be one more way
+/// to the server and back for every few statements.
+fn options(max_connections: u32) -> PgPoolOptions {
+    PgPoolOptions::new()
+        .max_connections(max_connections)
+        .acquire_timeout(ACQUIRE_TIMEOUT)
+        .test_before_acquire(false)
+        .before_acquire(|conn, meta| {
+            Box::pin(async move {
+                if meta.idle_for > TRUSTED {
+                    conn.ping().await?;
+                }
+                Ok(true)
+            })
+        })
 }
 
 /// Brings the schema up to date; safe when several processes do it at once.
