@@ -38,6 +38,6 @@ pub fn registry_request(result: &'static str) {
     counter!(REGISTRY, "result" => result).increment(1);
 }
 
-pub fn log_archived() {
-    counter!(ARCHIVED).increment(1);
+pub fn logs_archived(count: u64) {
+    counter!(ARCHIVED).increment(count);
 }

@@ -137,3 +137,34 @@ pub async fn archived_among(
     .await?;
     Ok(rows.into_iter().map(|(job, attempt)| (JobId(job), Attempt(attempt))).collect())
 }
+
+/// The logs of these are empty: one object stands for all of them. Returns how many had none before.
+pub async fn archived_empty(
+    conn: &mut PgConnection,
+    attempts: &[(JobId, Attempt)],
+    object: &str,
+) -> sqlx::Result<u64> {
+    let mut attempts = attempts.to_vec();
+    // In one order, so that two who archive the same never wait for each other.
+    attempts.sort_unstable();
+    let (jobs, numbers): (Vec<i64>, Vec<i32>) =
+        attempts.iter().map(|(job, attempt)| (job.0, attempt.0)).unzip();
+    let named: i64 = sqlx::query_scalar(
+        "WITH empty AS (SELECT * FROM unnest($1::bigint[], $2::int[]) AS e (job, number)),
+         past AS (
+             UPDATE attempts a SET log_object = $3, log_bytes = 0, log_missing = 0 FROM empty e
+             WHERE a.job_id = e.job AND a.attempt = e.number AND a.log_object IS NULL RETURNING 1
+         ), last AS (
+             UPDATE finished_jobs f SET log_object = $3, log_bytes = 0, log_missing = 0 FROM empty e
+             WHERE f.job_id = e.job AND f.attempt = e.number AND f.builder_id IS NOT NULL AND f.log_object IS NULL
+             RETURNING 1
+         )
+         SELECT (SELECT count(*) FROM past) + (SELECT count(*) FROM last)",
+    )
+    .bind(jobs)
+    .bind(numbers)
+    .bind(object)
+    .fetch_one(conn)
+    .await?;
+    Ok(named.unsigned_abs())
+}

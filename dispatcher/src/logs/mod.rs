@@ -9,6 +9,7 @@
 
 pub mod assemble;
 mod read;
+mod silent;
 pub mod sweep;
 
 use crate::{
@@ -35,7 +36,8 @@ use uuid::Uuid;
 
 /// Without any wake-up; also how often an incomplete log is looked at again.
 const POLL: Duration = Duration::from_secs(1);
-const BATCH: i64 = 32;
+/// Many logs are empty, and cheap; the others are as many at once as [`CONCURRENCY`] says.
+const BATCH: i64 = 256;
 /// Each holds one compressed log in memory.
 const CONCURRENCY: usize = 4;
 /// Events that are not there by then were lost with their node.
@@ -75,7 +77,8 @@ pub async fn run(archive: Archive, wakes: Arc<Wakes>, shutdown: CancellationToke
     let mut outage = Outage::new("archiving logs");
     while !shutdown.is_cancelled() {
         match archive.round(&stream).await {
-            Ok(()) => {
+            Ok(Round::Full) => drop(outage.over()),
+            Ok(Round::All) => {
                 outage.over();
                 if !pause(REST, &shutdown).await {
                     break;
@@ -94,13 +97,28 @@ pub async fn run(archive: Archive, wakes: Arc<Wakes>, shutdown: CancellationToke
     Ok(())
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Round {
+    /// As many as one round takes, some of which are done: there may be more.
+    Full,
+    All,
+}
+
 impl Archive {
     /// Tries each attempt; one that fails does not keep the others waiting.
-    async fn round(&self, stream: &Stream) -> anyhow::Result<()> {
+    async fn round(&self, stream: &Stream) -> anyhow::Result<Round> {
         let mut conn = self.pool.acquire().await?;
         let attempts = attempts::to_archive(&mut conn, BATCH).await?;
         drop(conn);
-        let results: Vec<_> = futures_util::stream::iter(attempts)
+        let is_full = i64::try_from(attempts.len()).is_ok_and(|count| count >= BATCH);
+        let (silent, talked): (Vec<_>, Vec<_>) = attempts.into_iter().partition(|of| of.last_seq == Some(0));
+        let said = silent.len();
+        let (left, mut failure) = match self.silent(stream, silent).await {
+            Ok(left) => (left, None),
+            Err(error) => (Vec::new(), Some(error.context("logs of attempts that wrote nothing"))),
+        };
+        let done = said - left.len();
+        let results: Vec<anyhow::Result<()>> = futures_util::stream::iter(talked.into_iter().chain(left))
             .map(async |attempt| {
                 let (job, number) = (attempt.job, attempt.attempt);
                 self.archive(stream, &attempt).await.with_context(|| format!("the log of {job}.{number}"))
@@ -108,7 +126,12 @@ impl Archive {
             .buffer_unordered(CONCURRENCY)
             .collect()
             .await;
-        results.into_iter().collect()
+        failure = failure.or(results.into_iter().find_map(Result::err));
+        match failure {
+            Some(error) => Err(error),
+            None if is_full && done > 0 => Ok(Round::Full),
+            None => Ok(Round::All),
+        }
     }
 
     /// Archives one log, unless parts of it are still on their way.
@@ -144,7 +167,7 @@ impl Archive {
         let (job, number) = (attempt.job, attempt.attempt);
         let (bytes, missing) = (i64::try_from(log.bytes)?, i64::try_from(missing)?);
         let object = if bytes == 0 {
-            self.empty.get_or_try_init(|| self.objects.put(EMPTY, log.gzip.into(), GZIP)).await?;
+            self.empty_object().await?;
             EMPTY.to_owned()
         } else {
             let object = format!("logs/{job}/{number}-{}.log.gz", Uuid::new_v4().simple());
@@ -160,7 +183,7 @@ impl Archive {
             }
             return Ok(());
         }
-        metrics::log_archived();
+        metrics::logs_archived(1);
         tracing::debug!(%job, attempt = %number, bytes, "log archived");
         Ok(())
     }
