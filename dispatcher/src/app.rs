@@ -100,7 +100,7 @@ fn start(
     let (pool, bus, objects) = (|| pool.clone(), || bus.clone(), || objects.clone());
     let limits = config.limits.limits();
 
-    context.essential("notifications", wakes::run(pool(), wakes.clone(), shutdown()));
+    context.essential("notifications", wakes::run(pool(), bus(), wakes.clone(), shutdown()));
     context.essential("requests", requests::run(queue(), bus(), wakes.clone(), shutdown()));
     let outcomes = outcomes::run((pool(), queue()), objects(), bus(), wakes.clone(), shutdown());
     context.essential("outcomes", outcomes);

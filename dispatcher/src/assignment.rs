@@ -24,7 +24,7 @@ use cratemill_store::{
 };
 use std::{collections::HashMap, sync::Arc, time::Duration};
 use time::OffsetDateTime;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 /// A builder accepts within a round trip; a lost message costs no more than this.
@@ -56,23 +56,28 @@ pub struct Assignment {
 
 pub async fn run(assignment: Assignment, shutdown: CancellationToken) -> anyhow::Result<()> {
     let mut outage = Outage::new("assignment");
+    let mut due = Instant::now();
     while !shutdown.is_cancelled() {
         // The first round waits for the registry, which may hang; a round that has begun tells the nodes what it did.
         let Some(config) = shutdown.run_until_cancelled(assignment.registry.config()).await else { break };
         let rounds = match config {
-            Ok(config) => assignment.rounds(&config).await,
+            Ok(config) => assignment.rounds(&config, due).await,
             Err(error) => Err(error.into()),
         };
         match rounds {
-            Ok(wait) => {
+            Ok(next) => {
                 outage.over();
+                due = next;
                 tokio::select! {
-                    () = assignment.wakes.jobs.notified() => {}
-                    () = tokio::time::sleep(wait) => {}
+                    // Where somebody has put jobs some may fall due any time.
+                    () = assignment.wakes.jobs.notified() => due = Instant::now(),
+                    () = assignment.wakes.demand.notified() => {}
+                    () = sleep_until(due) => {}
                     () = shutdown.cancelled() => {}
                 }
             }
             Err(error) => {
+                due = Instant::now();
                 pause(outage.failed(error), &shutdown).await;
             }
         }
@@ -81,19 +86,22 @@ pub async fn run(assignment: Assignment, shutdown: CancellationToken) -> anyhow:
 }
 
 impl Assignment {
-    /// Rounds for as long as something is assigned; returns when to look again.
-    async fn rounds(&self, config: &IndexConfig) -> anyhow::Result<Duration> {
+    /// Rounds for as long as something is assigned; returns when jobs fall due. From `due` on some may have.
+    async fn rounds(&self, config: &IndexConfig, due: Instant) -> anyhow::Result<Instant> {
         // Leases that no node hears of would only run out.
         self.bus.check().map_err(|why| anyhow!("the bus is away: {why}"))?;
-        let due = loop {
+        loop {
             while self.round(config).await? {}
+            if Instant::now() < due {
+                return Ok(due);
+            }
             let mut conn = self.pool.acquire().await?;
             if queue::promote(&mut conn, MAX_PROMOTED).await? == 0 {
-                break queue::next_due(&mut conn).await?;
+                let next = queue::next_due(&mut conn).await?;
+                let wait = next.and_then(|next| Duration::try_from(next - OffsetDateTime::now_utc()).ok());
+                return Ok(Instant::now() + wait.unwrap_or(POLL).clamp(SHORTEST_WAIT, POLL));
             }
-        };
-        let wait = due.and_then(|due| Duration::try_from(due - OffsetDateTime::now_utc()).ok());
-        Ok(wait.unwrap_or(POLL).clamp(SHORTEST_WAIT, POLL))
+        }
     }
 
     /// One transaction; true if there may be more to assign.
@@ -116,6 +124,7 @@ impl Assignment {
         let leased = queue::assign(&mut tx, &wanted, accept_s).await?;
         tx.commit().await?;
 
+        self.wakes.outbox.notify_one();
         metrics::assigned(leased.len());
         let mut nodes: HashMap<&str, Vec<Assigned>> = HashMap::new();
         for (candidate, to) in pairs.iter().filter(|(job, _)| leased.contains(&job.id)) {

@@ -32,7 +32,7 @@ pub async fn run(
             Ok(ended) => {
                 outage.over();
                 if ended > 0 {
-                    wakes.ended.notify_one();
+                    wakes.attempt_ended();
                 }
                 INTERVAL
             }

@@ -66,7 +66,7 @@ async fn record(pool: PgPool, wakes: Arc<Wakes>, mut rounds: Rounds<RequestBatch
         let recorded = match record_all(&pool, &requests).await {
             Ok(changed) => {
                 tracing::trace!(requests = requests.len(), changed, "requests recorded");
-                wakes.jobs.notify_one();
+                wakes.demand.notify_one();
                 true
             }
             Err(error) => {

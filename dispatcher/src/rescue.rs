@@ -78,7 +78,7 @@ pub async fn turn(pool: &PgPool, wakes: &Wakes, patience: &mut Patience, now: In
 
 async fn round(pool: &PgPool, wakes: &Wakes) -> Result<(), cratemill_store::Error> {
     while expire_leases(pool).await? > 0 {
-        wakes.ended.notify_one();
+        wakes.attempt_ended();
     }
     expire_sessions(pool).await
 }

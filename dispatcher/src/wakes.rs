@@ -1,40 +1,84 @@
-//! What wakes the loops of this process: notifications of the database, and each other. All of them poll as well.
+//! What wakes the loops of this process: notifications of the database, hints of other services, and each other. All of
+//! them poll as well.
 
 use crate::outage::{Outage, pause};
+use anyhow::Context as _;
+use cratemill_protocol::subjects;
+use cratemill_service::bus::Bus;
 use cratemill_store::{
     PgPool,
     database::{Channel, listen},
 };
+use futures_util::StreamExt;
 use std::sync::Arc;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 #[derive(Debug, Default)]
 pub struct Wakes {
-    /// A job can be assigned, or a builder waits.
+    /// The queue has changed.
     pub jobs: Notify,
+    /// A builder waits.
+    pub demand: Notify,
     pub outbox: Notify,
     /// An attempt ended: its log can be archived.
     pub ended: Notify,
 }
 
 impl Wakes {
-    fn all(&self) {
+    /// This process has committed that attempts ended.
+    pub fn attempt_ended(&self) {
+        self.ended.notify_one();
+        self.outbox.notify_one();
+    }
+
+    /// Jobs are queued, which is an event too.
+    fn queue_changed(&self) {
         self.jobs.notify_one();
         self.outbox.notify_one();
+    }
+
+    fn all(&self) {
+        self.queue_changed();
         self.ended.notify_one();
     }
 }
 
-/// Passes notifications on; one connection serves all loops.
-pub async fn run(pool: PgPool, wakes: Arc<Wakes>, shutdown: CancellationToken) -> anyhow::Result<()> {
+/// Passes on what others say.
+pub async fn run(
+    pool: PgPool,
+    bus: Bus,
+    wakes: Arc<Wakes>,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    let notified = notifications(pool, &wakes, &shutdown);
+    let hinted = async {
+        tokio::select! {
+            result = hints(&bus, &wakes) => result,
+            () = shutdown.cancelled() => Ok(()),
+        }
+    };
+    tokio::try_join!(notified, hinted).map(drop)
+}
+
+/// Until the client ends: it subscribes again by itself whenever the bus comes back.
+async fn hints(bus: &Bus, wakes: &Wakes) -> anyhow::Result<()> {
+    let mut hints = bus.client.subscribe(subjects::OUTBOX).await.context("cannot listen for hints")?;
+    while hints.next().await.is_some() {
+        wakes.outbox.notify_one();
+    }
+    anyhow::bail!("the subscription to hints ended")
+}
+
+/// One connection serves all loops.
+async fn notifications(pool: PgPool, wakes: &Wakes, shutdown: &CancellationToken) -> anyhow::Result<()> {
     let mut outage = Outage::new("listening for notifications");
     while !shutdown.is_cancelled() {
         let error = tokio::select! {
-            error = forward(&pool, &wakes, &mut outage) => error,
+            error = forward(&pool, wakes, &mut outage) => error,
             () = shutdown.cancelled() => return Ok(()),
         };
-        pause(outage.failed(error), &shutdown).await;
+        pause(outage.failed(error), shutdown).await;
     }
     Ok(())
 }
@@ -53,7 +97,7 @@ async fn forward(pool: &PgPool, wakes: &Wakes, outage: &mut Outage) -> cratemill
                 Ok(Some(notification)) if notification.channel() == Channel::Outbox.name() => {
                     wakes.outbox.notify_one();
                 }
-                Ok(Some(_)) => wakes.jobs.notify_one(),
+                Ok(Some(_)) => wakes.queue_changed(),
                 // The connection was lost, and is made anew by the next call.
                 Ok(None) => break,
                 Err(error) => return error,

@@ -77,6 +77,9 @@ pub fn builder_event(builder: BuilderId) -> String {
 
 pub const QUEUE_EVENT: &str = "event.queue";
 
+/// A hint to the dispatchers, without content: the outbox has something. Whoever misses it looks a second later.
+pub const OUTBOX: &str = "outbox";
+
 pub const REGISTRY_REFRESH: &str = "registry.refresh";
 /// The queue group of whoever answers requests for dispatchers.
 pub const DISPATCHERS_GROUP: &str = "dispatchers";

@@ -96,6 +96,15 @@ impl Bus {
         }
     }
 
+    /// Says something that whoever misses it finds out by itself: nothing if the bus is away.
+    pub async fn hint(&self, subject: &'static str) {
+        if self.check().is_ok()
+            && let Err(error) = self.client.publish(subject, Bytes::new()).await
+        {
+            tracing::debug!(subject, %error, "a hint is lost");
+        }
+    }
+
     /// Publishes until the stream has it, with the same id at each try, for at most `patience`.
     pub async fn store(
         &self,

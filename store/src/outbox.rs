@@ -18,10 +18,35 @@ pub struct Entry {
     pub payloads: Vec<Vec<u8>>,
 }
 
-pub(crate) async fn jobs_changed(conn: &mut PgConnection, jobs: Vec<JobChanged>) -> sqlx::Result<()> {
-    let events =
-        jobs.into_iter().map(|job| (subjects::job_event(&job.krate, job.job), DomainEvent::Job(job)));
-    push(conn, events.collect()).await
+/// Nobody is notified of these: Postgres commits transactions that notify one after the other, each with its own wait for
+/// the disk, and every step of every job is one. Who has committed wakes the relay: [`subjects::OUTBOX`].
+pub(crate) async fn jobs_changed(
+    conn: &mut PgConnection,
+    jobs: impl IntoIterator<Item = JobChanged>,
+) -> sqlx::Result<()> {
+    let (subjects, payloads) = encode_jobs(jobs);
+    if !subjects.is_empty() {
+        sqlx::query("INSERT INTO outbox (subjects, payloads) VALUES ($1, $2)")
+            .bind(subjects)
+            .bind(payloads)
+            .execute(conn)
+            .await?;
+    }
+    Ok(())
+}
+
+/// Of jobs that wait now, which the dispatchers are told with the commit.
+pub(crate) async fn jobs_queued(conn: &mut PgConnection, jobs: Vec<JobChanged>) -> sqlx::Result<()> {
+    if jobs.is_empty() {
+        return Ok(());
+    }
+    let (subjects, payloads) = encode_jobs(jobs);
+    insert_and_notify(conn, (subjects, payloads), Channel::Jobs).await
+}
+
+/// For who writes them with a statement of its own.
+pub(crate) fn encode_jobs(jobs: impl IntoIterator<Item = JobChanged>) -> (Vec<String>, Vec<Vec<u8>>) {
+    encode(jobs.into_iter().map(|job| (subjects::job_event(&job.krate, job.job), DomainEvent::Job(job))))
 }
 
 pub async fn version_changed(conn: &mut PgConnection, version: VersionChanged) -> sqlx::Result<()> {
@@ -69,16 +94,20 @@ pub async fn queue_changed(conn: &mut PgConnection, queued: u64, running: u64) -
 }
 
 async fn push(conn: &mut PgConnection, events: Vec<(String, DomainEvent)>) -> sqlx::Result<()> {
-    if events.is_empty() {
-        return Ok(());
-    }
-    let (subjects, payloads) = encode(events);
+    insert_and_notify(conn, encode(events), Channel::Outbox).await
+}
+
+async fn insert_and_notify(
+    conn: &mut PgConnection,
+    (subjects, payloads): (Vec<String>, Vec<Vec<u8>>),
+    channel: Channel,
+) -> sqlx::Result<()> {
     sqlx::query(
         "WITH said AS (INSERT INTO outbox (subjects, payloads) VALUES ($1, $2)) SELECT pg_notify($3, '')",
     )
     .bind(subjects)
     .bind(payloads)
-    .bind(Channel::Outbox.name())
+    .bind(channel.name())
     .execute(conn)
     .await?;
     Ok(())

@@ -142,25 +142,7 @@ pub async fn requests(conn: &mut PgConnection, requests: &[BuildRequest]) -> sql
     Ok(done.rows_affected())
 }
 
-/// Jobs are on their way to builders, whose sessions the caller has locked: each takes a slot.
-pub(crate) async fn take(
-    conn: &mut PgConnection,
-    taken: impl Iterator<Item = (BuilderId, JobId, Attempt)>,
-) -> sqlx::Result<()> {
-    let (builders, jobs) = by_builder(taken);
-    sqlx::query(
-        "UPDATE builder_sessions s SET slots = s.slots - t.count, in_flight = s.in_flight || string_to_array(t.jobs, ' ')
-         FROM unnest($1::bigint[], $2::int[], $3::text[]) AS t (builder, count, jobs) WHERE s.builder_id = t.builder",
-    )
-    .bind(builders)
-    .bind(jobs.iter().map(|jobs| i32::try_from(jobs.len()).unwrap_or(i32::MAX)).collect::<Vec<_>>())
-    .bind(jobs.into_iter().map(|jobs| names(jobs.into_iter())).collect::<Vec<_>>())
-    .execute(conn)
-    .await?;
-    Ok(())
-}
-
-/// As sessions remember attempts.
+/// As sessions remember attempts; [`crate::queue::assign`] adds them.
 fn names(attempts: impl Iterator<Item = (JobId, Attempt)>) -> String {
     attempts.map(|(job, attempt)| format!("{job}.{attempt}")).collect::<Vec<_>>().join(" ")
 }

@@ -92,6 +92,7 @@ pub(super) async fn set_stage(
     let mut tx = sockets.pool.begin().await?;
     let held = queue::set_stage(&mut tx, job.job, job.attempt, builder, stage).await?;
     tx.commit().await?;
+    sockets.bus.hint(subjects::OUTBOX).await;
     Ok(held)
 }
 

@@ -89,6 +89,7 @@ impl Work {
         let accepting = async {
             while let Some((accepts, answers)) = self.accepts.next(MAX_ACCEPTS).await {
                 answers.send(accept_round(&means, &accepts).await);
+                means.bus.hint(subjects::OUTBOX).await;
             }
         };
         let mut outcomes = Publisher::new(&means, subjects::build_outcome(&means.node), OUTCOME_PATIENCE);

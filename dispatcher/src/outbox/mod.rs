@@ -30,8 +30,12 @@ const BATCH: i64 = 64;
 const POLL: Duration = Duration::from_secs(1);
 /// Between two transactions, unless more waits already: what is said in that time is published together.
 const REST: Duration = Duration::from_millis(10);
+/// Before this one asks again whether another dispatcher is done.
+const BUSY: Duration = Duration::from_millis(50);
 /// The queue's length is told at most this often.
 const QUEUE_INTERVAL: Duration = Duration::from_secs(1);
+/// Counting a long queue takes long, and events wait: one part of the time in so many at most.
+const QUEUE_SHARE: u32 = 20;
 /// How long an event is tried while the lock and a connection are held.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -45,11 +49,13 @@ pub async fn run(
     let mut length = QueueLength::default();
     while !shutdown.is_cancelled() {
         match relay(&pool, &bus, &mut length).await {
-            Ok(more) => {
+            Ok(Relayed::Full) => drop(outage.over()),
+            Ok(Relayed::Busy) => {
                 outage.over();
-                if more {
-                    continue;
-                }
+                pause(BUSY, &shutdown).await;
+            }
+            Ok(Relayed::All) => {
+                outage.over();
                 if !pause(REST, &shutdown).await {
                     break;
                 }
@@ -69,11 +75,20 @@ pub async fn run(
     Ok(())
 }
 
-/// Publishes one batch, if no other dispatcher is at it; true if there may be more.
-async fn relay(pool: &PgPool, bus: &Bus, length: &mut QueueLength) -> anyhow::Result<bool> {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Relayed {
+    /// As much as one transaction takes: there may be more.
+    Full,
+    All,
+    /// Another dispatcher is at it, and may have looked before what woke this one was there.
+    Busy,
+}
+
+/// Publishes one batch, if no other dispatcher is at it.
+async fn relay(pool: &PgPool, bus: &Bus, length: &mut QueueLength) -> anyhow::Result<Relayed> {
     let mut tx = pool.begin().await?;
     if !try_lock(&mut tx, Alone::Outbox).await? {
-        return Ok(false);
+        return Ok(Relayed::Busy);
     }
     length.tell(&mut tx).await?;
     let entries = outbox::oldest(&mut tx, BATCH).await?;
@@ -90,9 +105,11 @@ async fn relay(pool: &PgPool, bus: &Bus, length: &mut QueueLength) -> anyhow::Re
         publish(bus, first).await?;
         publish(bus, others).await?;
     }
-    outbox::delete(&mut tx, &ids).await?;
+    if !ids.is_empty() {
+        outbox::delete(&mut tx, &ids).await?;
+    }
     tx.commit().await?;
-    Ok(is_full)
+    Ok(if is_full { Relayed::Full } else { Relayed::All })
 }
 
 /// Returns once the bus has them all.
@@ -115,13 +132,15 @@ async fn publish(bus: &Bus, wave: &[Event]) -> Result<(), Error> {
 /// What was last said about the queue, and when.
 #[derive(Debug, Default)]
 struct QueueLength {
+    /// From when on it is told again, and what was told.
     told: Option<(Instant, (u64, u64))>,
 }
 
 impl QueueLength {
     /// Writes an event to the outbox if the queue's length changed.
     async fn tell(&mut self, conn: &mut PgConnection) -> Result<(), cratemill_store::Error> {
-        if self.told.is_some_and(|(at, _)| at.elapsed() < QUEUE_INTERVAL) {
+        let started = Instant::now();
+        if self.told.is_some_and(|(next, _)| started < next) {
             return Ok(());
         }
         let now = queue::lengths(conn).await?;
@@ -129,7 +148,7 @@ impl QueueLength {
         if self.told.is_none_or(|(_, told)| told != now) {
             outbox::queue_changed(conn, now.0, now.1).await?;
         }
-        self.told = Some((Instant::now(), now));
+        self.told = Some((Instant::now() + QUEUE_INTERVAL.max(started.elapsed() * QUEUE_SHARE), now));
         Ok(())
     }
 }

@@ -72,7 +72,7 @@ pub async fn run(
     let (outcomes, rounds) = Outcomes::new(pools, objects);
     let work = consume::run(bus, WORK, shutdown, async |message: Message| {
         let handled = outcomes.handle(&message.payload, deliveries(&message)).await;
-        wakes.ended.notify_one();
+        wakes.attempt_ended();
         (message, handled)
     });
     tokio::select! {

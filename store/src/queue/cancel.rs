@@ -1,6 +1,10 @@
 //! Jobs that nobody wants any more.
 
-use super::changes::{Subject, announce, subject};
+use super::changes::{Subject, subject};
+use crate::{
+    database::{Channel, notify},
+    outbox,
+};
 use cratemill_protocol::{Attempt, BuilderId, JobId, JobState, VersionId};
 use sqlx::PgConnection;
 
@@ -10,9 +14,10 @@ const LOOKS: usize = 3;
 macro_rules! end_queued_sql {
     ($column:literal) => {
         concat!(
-            "WITH gone AS (DELETE FROM queue WHERE ",
+            "WITH found AS (SELECT job_id FROM queue WHERE ",
             $column,
-            " = $1 RETURNING *),
+            " = $1 ORDER BY job_id FOR UPDATE),
+             gone AS (DELETE FROM queue q USING found f WHERE q.job_id = f.job_id RETURNING q.*),
              ended AS (
                  INSERT INTO finished_jobs (job_id, state, priority, run_at, attempt, tries, started_at)
                  SELECT job_id, 'cancelled', priority, run_at, attempt, tries, started_at FROM gone
@@ -69,7 +74,11 @@ pub async fn withdraw(conn: &mut PgConnection, version: VersionId) -> sqlx::Resu
 /// Cancels what waits and has this number in the statement's column.
 async fn end_queued(conn: &mut PgConnection, sql: &'static str, is: i64) -> sqlx::Result<Vec<JobId>> {
     let gone: Vec<Subject> = sqlx::query_as(sql).bind(is).fetch_all(&mut *conn).await?;
+    if gone.is_empty() {
+        return Ok(Vec::new());
+    }
     let ids = gone.iter().map(|job| job.job).collect();
-    announce(conn, gone.into_iter().map(|job| job.becomes(JobState::Cancelled)).collect()).await?;
+    outbox::jobs_changed(conn, gone.into_iter().map(|job| job.becomes(JobState::Cancelled))).await?;
+    notify(conn, Channel::Outbox).await?;
     Ok(ids)
 }

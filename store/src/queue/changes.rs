@@ -1,11 +1,9 @@
 //! What a change of a job says to those who follow it.
 
-use crate::outbox;
 use cratemill_protocol::{
     Attempt, BuilderId, CrateName, FailureClass, Features, JobId, JobState, Kind, Priority, Stage, Target,
     bus::JobChanged,
 };
-use sqlx::PgConnection;
 
 /// The columns of [`Subject`], of whichever table the job is in.
 macro_rules! subject {
@@ -87,8 +85,4 @@ pub(super) fn with_failure(
     changed.failure = failure;
     changed.message = message;
     changed
-}
-
-pub(super) async fn announce(conn: &mut PgConnection, changes: Vec<JobChanged>) -> sqlx::Result<()> {
-    outbox::jobs_changed(conn, changes).await
 }

@@ -1,7 +1,7 @@
 //! How an attempt ends, and what becomes of its job.
 
-use super::changes::{Subject, announce, subject, with_builder, with_failure};
-use crate::database::{Channel, notify};
+use super::changes::{Subject, subject, with_builder, with_failure};
+use crate::outbox;
 use cratemill_protocol::{
     Attempt, BuilderId, FailureClass, Features, JobId, JobState, Kind, Outcome, Priority, Target, VersionId,
 };
@@ -175,6 +175,9 @@ pub async fn end_all(
     endings: &[Ending<'_>],
     even_if_cancelled: bool,
 ) -> sqlx::Result<HashSet<(JobId, Attempt)>> {
+    // In one order, so that nobody who ends or accepts several waits for another.
+    let mut endings: Vec<_> = endings.iter().collect();
+    endings.sort_unstable_by_key(|of| (of.job, of.attempt));
     let subjects: Vec<Subject> = sqlx::query_as(concat!(
         "WITH endings AS (
              SELECT * FROM unnest($1::bigint[], $2::int[], $3::bigint[], $4::text[], $5::text[], $6::text[], $7::text[],
@@ -201,7 +204,7 @@ pub async fn end_all(
     .bind(endings.iter().map(|of| of.builder.0).collect::<Vec<_>>())
     .bind(endings.iter().map(|of| of.end.state().as_str()).collect::<Vec<_>>())
     .bind(endings.iter().map(|of| of.end.class().map(FailureClass::as_str)).collect::<Vec<_>>())
-    .bind(endings.iter().map(Ending::message).collect::<Vec<_>>())
+    .bind(endings.iter().map(|of| of.message()).collect::<Vec<_>>())
     .bind(endings.iter().map(|of| result_name(of.ended.outcome)).collect::<Vec<_>>())
     .bind(endings.iter().map(|of| of.ended.timings()).collect::<Vec<_>>())
     .bind(endings.iter().map(|of| of.ended.last_seq()).collect::<Vec<_>>())
@@ -217,7 +220,7 @@ pub async fn end_all(
         let class = of.end.class();
         Some(with_failure(changed, class, class.and(of.message()).map(str::to_owned)))
     });
-    announce(conn, changes.collect()).await?;
+    outbox::jobs_changed(conn, changes).await?;
     Ok(ended)
 }
 
@@ -260,6 +263,5 @@ pub async fn retry_later(
     .fetch_one(&mut *conn)
     .await?;
     let changed = with_failure(subject.becomes(JobState::Queued), Some(class), Some(message.to_owned()));
-    announce(conn, vec![changed]).await?;
-    notify(conn, Channel::Jobs).await
+    outbox::jobs_queued(conn, vec![changed]).await
 }

@@ -1,7 +1,10 @@
 //! Into the queue: each thing once, and again at the higher of two priorities.
 
-use super::changes::{Subject, announce, subject};
-use crate::database::{Channel, notify};
+use super::changes::{Subject, subject};
+use crate::{
+    database::{Channel, notify},
+    outbox,
+};
 use cratemill_protocol::{Features, JobId, JobState, Kind, Priority, Target, VersionId};
 use sqlx::PgConnection;
 use time::OffsetDateTime;
@@ -73,8 +76,8 @@ async fn add(conn: &mut PgConnection, jobs: &[NewJob]) -> sqlx::Result<Vec<JobId
     added.retain(|added| !leased.contains(&added.job));
     let ids = added.iter().map(|added| added.job).collect();
     if !added.is_empty() {
-        announce(conn, added.into_iter().map(|added| added.becomes(JobState::Queued)).collect()).await?;
-        notify(conn, Channel::Jobs).await?;
+        outbox::jobs_queued(conn, added.into_iter().map(|added| added.becomes(JobState::Queued)).collect())
+            .await?;
     }
     Ok(ids)
 }

@@ -1,10 +1,10 @@
 //! From the queue to a builder: who gets which job, and for how long.
 
 use super::{
-    changes::{Subject, announce, subject, with_builder},
+    changes::{Subject, subject, with_builder},
     line::Candidate,
 };
-use crate::sessions;
+use crate::outbox;
 use cratemill_protocol::{Attempt, BuilderId, JobId, JobState, Stage, bus::JobChanged};
 use sqlx::PgConnection;
 use std::collections::HashSet;
@@ -17,31 +17,44 @@ pub async fn assign(
     pairs: &[(&Candidate, BuilderId)],
     accept_s: i32,
 ) -> sqlx::Result<HashSet<JobId>> {
+    // In one order, so that two dispatchers whose candidates come in different orders never wait for each other.
+    let mut pairs = pairs.to_vec();
+    pairs.sort_unstable_by_key(|(job, _)| job.id);
+    let (subjects, payloads) =
+        outbox::encode_jobs(pairs.iter().map(|(job, builder)| assigned(job, *builder)));
+    // One statement for all that follows: a lone job waits for each way to the database and back.
     let leased: Vec<i64> = sqlx::query_scalar(
         "WITH gone AS (
-             DELETE FROM queue q USING unnest($1::bigint[], $2::int[], $3::bigint[]) AS p (job, attempt, builder)
+             DELETE FROM queue q USING unnest($1::bigint[], $2::int[], $3::bigint[], $4::text[], $5::bytea[])
+                                       AS p (job, attempt, builder, subject, payload)
              WHERE q.job_id = p.job AND q.attempt = p.attempt AND q.turn IS NOT NULL
-             RETURNING q.job_id, q.attempt + 1, p.builder, q.version_id, q.crate_id, q.krate, q.version, q.sha256, q.kind,
-                       q.target, q.features, q.priority, q.run_at, q.tries, q.started_at, now() + make_interval(secs => $4)
+             RETURNING q.*, p.builder, p.subject, p.payload
          ), leased AS (
              INSERT INTO leases (job_id, attempt, builder_id, version_id, crate_id, krate, version, sha256, kind,
                                  target, features, priority, run_at, tries, started_at, lease_until)
-             SELECT * FROM gone
+             SELECT job_id, attempt + 1, builder, version_id, crate_id, krate, version, sha256, kind, target, features,
+                    priority, run_at, tries, started_at, now() + make_interval(secs => $6)
+             FROM gone
+         ), taken AS (
+             UPDATE builder_sessions s SET slots = s.slots - t.count, in_flight = s.in_flight || t.names
+             FROM (SELECT builder, count(*)::integer AS count, array_agg(format('%s.%s', job_id, attempt + 1)) AS names
+                   FROM gone GROUP BY builder) AS t
+             WHERE s.builder_id = t.builder
+         ), said AS (
+             INSERT INTO outbox (subjects, payloads)
+             SELECT array_agg(subject), array_agg(payload) FROM gone HAVING count(*) > 0
          )
          SELECT job_id FROM gone",
     )
     .bind(pairs.iter().map(|(job, _)| job.id.0).collect::<Vec<_>>())
     .bind(pairs.iter().map(|(job, _)| job.attempt.0).collect::<Vec<_>>())
     .bind(pairs.iter().map(|(_, builder)| builder.0).collect::<Vec<_>>())
+    .bind(subjects)
+    .bind(payloads)
     .bind(accept_s)
     .fetch_all(&mut *conn)
     .await?;
-    let leased: HashSet<JobId> = leased.into_iter().map(JobId).collect();
-    let taken = pairs.iter().filter(|(job, _)| leased.contains(&job.id));
-    let attempts = taken.clone().map(|(job, builder)| (*builder, job.id, Attempt(job.attempt.0 + 1)));
-    sessions::take(conn, attempts).await?;
-    announce(conn, taken.map(|(job, builder)| assigned(job, *builder)).collect()).await?;
-    Ok(leased)
+    Ok(leased.into_iter().map(JobId).collect())
 }
 
 fn assigned(job: &Candidate, builder: BuilderId) -> JobChanged {
@@ -120,7 +133,7 @@ pub async fn accept_all(
         .into_iter()
         .filter(|row| row.first)
         .map(|row| with_builder(row.subject.becomes(JobState::Running), BuilderId(row.builder_id), None));
-    announce(conn, changes.collect()).await?;
+    outbox::jobs_changed(conn, changes).await?;
     Ok(held)
 }
 
@@ -189,7 +202,7 @@ pub async fn set_stage(
     let Some(Row { subject, was }) = row else { return Ok(false) };
     if was.as_deref() != Some(stage.as_str()) {
         let changed = with_builder(subject.becomes(JobState::Running), builder, Some(stage));
-        announce(conn, vec![changed]).await?;
+        outbox::jobs_changed(conn, [changed]).await?;
     }
     Ok(true)
 }
