@@ -38,7 +38,7 @@ async fn a_rolling_restart_costs_no_job_a_try() {
     }
 
     work.check(&scene).await;
-    let seen = follower.ends(&work.jobs).await;
+    let seen = follower.ends(&scene, &work.jobs).await;
     assert!(seen.values().all(|times| *times == 1), "{seen:?}");
     scene.cluster.stop().await.unwrap();
 }
