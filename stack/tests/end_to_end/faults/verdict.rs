@@ -35,7 +35,9 @@ pub(super) async fn findings(
     cluster.nats.wait_for_replicas(CATCH_UP).await.unwrap();
     let ends = settled(scene, asked, patience).await;
     found.extend(audited(cluster).await);
-    found.iter().for_each(|finding| eprintln!("{finding}"));
+    for finding in &found {
+        eprintln!("{finding}");
+    }
 
     let mut ended = Vec::new();
     for (asked, end) in asked.iter().zip(ends) {
