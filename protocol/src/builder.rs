@@ -41,6 +41,8 @@ pub const MAX_TARGETS: usize = 32;
 pub const MAX_SLOTS: u16 = 256;
 /// The longest manifest, in bytes.
 pub const MAX_MANIFEST_BYTES: usize = 64 * 1024;
+/// How long a build has to end by itself once it is cancelled, in seconds: enough to stop a compiler.
+pub const CANCEL_GRACE_S: u32 = 10;
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]

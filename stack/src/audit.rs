@@ -32,12 +32,35 @@ pub async fn audit(cluster: &Cluster, arguments: &[&str]) -> Result<Value> {
     }
 }
 
-/// What a report names, a line each; empty if nothing was found.
+/// What a report names, a line each, and how much more each check found; empty if nothing was found.
 pub fn findings(report: &Value) -> Vec<String> {
-    let checks = report["checks"].as_array().into_iter().flatten();
-    let named = checks.flat_map(|check| {
-        let shown = check["shown"].as_array().into_iter().flatten().filter_map(Value::as_str);
-        shown.map(move |finding| format!("{}: {finding}", check["name"].as_str().unwrap_or_default()))
-    });
-    named.collect()
+    report["checks"].as_array().into_iter().flatten().flat_map(of_check).collect()
+}
+
+fn of_check(check: &Value) -> Vec<String> {
+    let name = check["name"].as_str().unwrap_or_default();
+    let shown = check["shown"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    let mut findings: Vec<_> = shown.map(|finding| format!("{name}: {finding}")).collect();
+    let more = check["found"].as_u64().unwrap_or_default().saturating_sub(findings.len() as u64);
+    if more > 0 {
+        findings.push(format!("{name}: and {more} more"));
+    }
+    findings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn nothing_that_was_found_is_left_out() {
+        let report = json!({"found": 4, "checks": [
+            {"name": "jobs", "looked_at": 9, "found": 3, "shown": ["job 1: lost", "job 2: lost"]},
+            {"name": "logs", "looked_at": 9, "found": 0, "shown": []},
+            {"name": "leases", "looked_at": 9, "found": 1, "shown": ["job 3"]},
+        ]});
+        let expected = ["jobs: job 1: lost", "jobs: job 2: lost", "jobs: and 1 more", "leases: job 3"];
+        assert_eq!(findings(&report), expected);
+    }
 }

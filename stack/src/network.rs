@@ -60,6 +60,15 @@ impl Network {
         }
     }
 
+    /// Whether `test` can have one. If not it is skipped, and says so; but not on a CI that runs as root: that is where all
+    /// tests are meant to run, and nobody would read that one did not.
+    pub fn available(test: &str) -> Result<bool> {
+        let Some(why) = Self::obstacle() else { return Ok(true) };
+        let must_run = Uid::effective().is_root() && std::env::var_os("CI").is_some_and(|ci| !ci.is_empty());
+        eprintln!("{}", skipped(test, &why, must_run)?);
+        Ok(false)
+    }
+
     /// Makes it, with its link up. What its programs print is kept in `log_dir`.
     pub async fn start(log_dir: &Path) -> Result<Self> {
         let Some((number, reservation)) = (0..TRIES).find_map(|_| reserve()) else {
@@ -133,6 +142,13 @@ impl Network {
     }
 }
 
+fn skipped(test: &str, why: &str, must_run: bool) -> Result<String> {
+    if must_run {
+        bail!("{test} has to run on a CI, and cannot as this machine has no networks to cut: {why}");
+    }
+    Ok(format!("SKIPPED {test}: this machine has no networks to cut: {why}"))
+}
+
 fn reserve() -> Option<(u32, UnixListener)> {
     let number = rand::rng().random_range(0..LINKS);
     let name = UnixAddr::from_abstract_name(format!("cratemill-stack-link-{number}")).ok()?;
@@ -141,4 +157,16 @@ fn reserve() -> Option<(u32, UnixListener)> {
 
 fn address(link: u32, host: u32) -> Ipv4Addr {
     Ipv4Addr::from(u32::from(Ipv4Addr::new(198, 18, 0, 0)) + 4 * link + host)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_skipped_test_is_named_and_on_a_ci_it_is_a_failure() {
+        assert!(skipped("cut", "no ip", false).unwrap().starts_with("SKIPPED cut: "));
+        let error = skipped("cut", "no ip", true).unwrap_err().to_string();
+        assert!(error.starts_with("cut has to run") && error.ends_with("no ip"), "{error}");
+    }
 }

@@ -23,7 +23,7 @@ pub const REDIS_SERVER: Program = Program { name: "redis-server", package: "redi
 pub const BUBBLEWRAP: Program = Program { name: "bwrap", package: "bubblewrap" };
 pub const SETPRIV: Program = Program { name: "setpriv", package: "util-linux" };
 pub const NSENTER: Program = Program { name: "nsenter", package: "util-linux" };
-/// Without it a machine has no networks of its own to cut: tests that need one say so.
+/// Without it a machine has no networks to cut: tests that need one say so, or fail where they have to run.
 pub const IP: Program = Program { name: "ip", package: "iproute2" };
 /// What Rust links with and what build scripts compile C with.
 pub const CC: Program = Program { name: "cc", package: "build-essential" };

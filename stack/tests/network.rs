@@ -18,8 +18,7 @@ const ECHO: &str = "exec 3<>/dev/tcp/$0/$1; echo hello >&3; cat <&3 >&3";
 
 #[tokio::test]
 async fn a_cut_link_is_silent_and_a_healed_one_goes_on() {
-    if let Some(why) = Network::obstacle() {
-        eprintln!("skipped: {why}");
+    if !Network::available("a_cut_link_is_silent_and_a_healed_one_goes_on").unwrap() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
@@ -55,8 +54,7 @@ async fn line(stream: &mut BufReader<TcpStream>) -> String {
 
 #[tokio::test]
 async fn nothing_of_it_is_left() {
-    if let Some(why) = Network::obstacle() {
-        eprintln!("skipped: {why}");
+    if !Network::available("nothing_of_it_is_left").unwrap() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();

@@ -29,6 +29,7 @@ pub(crate) struct Arguments {
 pub(crate) async fn run(arguments: Arguments) -> Result<()> {
     std::env::set_current_dir(dev::workspace()?).context("cannot enter the workspace")?;
     programs::install_missing(programs::BASE, say::line)?;
+    programs::install_missing(&[programs::IP], say::line)?;
     let bin_dir = binaries::build(false).await?;
     let filter = if arguments.seed.is_some() { RANDOM } else { ALL };
     let mut command = Command::foreground("cargo nextest run", binaries::cargo())

@@ -22,7 +22,8 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use cratemill_protocol::{
-    CrateName, Features, JobId, JobState, Kind, Priority, Target, bus::NodeMessage, subjects,
+    CrateName, Features, JobId, JobState, Kind, Priority, Target, builder::CANCEL_GRACE_S, bus::NodeMessage,
+    subjects,
 };
 use cratemill_store::{
     PgConnection,
@@ -35,8 +36,6 @@ use utoipa::ToSchema;
 
 /// A job planned for later than this is a mistake in a date.
 const MAX_DELAY: Duration = Duration::days(366);
-/// How long a builder may take to end a cancelled job by itself, in seconds: enough to stop a compiler.
-const CANCEL_GRACE_S: u32 = 10;
 
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]

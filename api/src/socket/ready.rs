@@ -4,8 +4,8 @@ use super::effects::{Effect, Input, Renewed, Work, close, name_of};
 use cratemill_protocol::{
     FailureClass, Outcome,
     builder::{
-        CancelReason, ClientMessage, CloseReason, Event, Heartbeat, JobEvent, JobRef, JobResponse,
-        MAX_LOG_CHUNK_BYTES, MAX_MANIFEST_BYTES, MAX_SLOTS, Resumed, ServerMessage,
+        CANCEL_GRACE_S, CancelReason, ClientMessage, CloseReason, Event, Heartbeat, JobEvent, JobRef,
+        JobResponse, MAX_LOG_CHUNK_BYTES, MAX_MANIFEST_BYTES, MAX_SLOTS, Resumed, ServerMessage,
     },
     job::Timings,
 };
@@ -17,8 +17,6 @@ pub(super) const MAX_UNACKED_EVENTS: u32 = 256;
 const MAX_LOG_BYTES: u64 = 160 << 20;
 /// Every tenth of a second of a day.
 const MAX_EVENTS: u64 = 864_000;
-/// How long a build has to end by itself when its cancel is repeated.
-const CANCEL_GRACE_S: u32 = 10;
 /// Attempts that are over and may still be on their way to the dispatchers as assigned: requests follow each other within
 /// milliseconds, and each names the last so many. One that none names takes a slot until its end is known.
 const MAX_ENDED: usize = 64;

@@ -23,6 +23,9 @@ use usage::{Memory, Observer, Usage};
 const SETTLE: Duration = Duration::from_secs(15);
 /// Before anybody is connected; what changes by the minute is not of interest there.
 const WITHOUT: Duration = Duration::from_secs(15);
+/// Transactions a second that waiting builders may add, however many: what measures them, and what their logins left
+/// behind, makes fewer. Ten thousand that were asked for once a minute would add more than a hundred.
+const MOST_MORE_TRANSACTIONS: f64 = 5.0;
 /// A process of this kind of machine may have 20,000 files open, and each connection is one of them.
 const MAX_BUILDERS: usize = 19_000;
 
@@ -69,6 +72,11 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
     let measured = measured?;
     print(&arguments, &measured);
     println!("{}", json(&arguments, &measured));
+    let more = measured.idle.transactions - measured.without.transactions;
+    ensure!(
+        more <= MOST_MORE_TRANSACTIONS,
+        "builders that wait cost the database {more:.1} transactions a second, and {MOST_MORE_TRANSACTIONS} are allowed"
+    );
     Ok(())
 }
 

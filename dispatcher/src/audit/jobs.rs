@@ -1,5 +1,5 @@
 //! Whether every job stands in one place, and ended once or goes on with one attempt: its state, its newest attempt and
-//! all before it agree.
+//! all before it agree, and a success has something to show.
 
 use super::{Auditor, report::Check};
 use cratemill_protocol::{FailureClass, JobId, JobState};
@@ -59,6 +59,9 @@ fn faults(job: &Job) -> Vec<String> {
     if !newest.leads_to(state, job.failure_class.as_deref()) {
         let class = job.failure_class.as_deref().unwrap_or("no failure");
         faults.push(format!("{state} ({class}) after {newest}"));
+    }
+    if state == JobState::Succeeded && !job.published {
+        faults.push("succeeded, and nothing that it made is listed".to_owned());
     }
     faults
 }
@@ -135,6 +138,7 @@ mod tests {
             state: state.into(),
             attempt: count,
             failure_class: class.map(str::to_owned),
+            published: state == SUCCEEDED,
             numbers: (1..=count).collect(),
             ended: results.iter().map(Option::is_some).collect(),
             results: results.iter().map(|result| result.map(str::to_owned)).collect(),
@@ -199,6 +203,8 @@ mod tests {
         assert_eq!(faults(&silent).len(), 2, "and it is not known why it is queued again");
         let other = Job { as_asked: false, ..job("queued", None, &[]) };
         assert_eq!(faults(&other), ["queued as something else than what was asked for"]);
+        let empty = Job { published: false, ..job("succeeded", None, &[Some("succeeded")]) };
+        assert_eq!(faults(&empty), ["succeeded, and nothing that it made is listed"]);
     }
 
     #[test]

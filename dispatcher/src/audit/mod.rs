@@ -7,7 +7,8 @@
 //! open-jobs, outbox, unarchived-logs, sessions, download-batches, work-queues     what must come to rest
 //! jobs, doubled-jobs, final-events                                                every job stands once, and ends once
 //! artifacts, current-artifacts                                                    what is served is what was signed
-//! archived-logs, bus-logs                                                         every line once, in order
+//! bus-logs                                                                        every event once, in order
+//! archived-logs                                                                   whole, by what was counted in archiving
 //! late-uploads, late-logs                                                         a lease fences
 //! leases, waiting-jobs, cancels, leftovers, downloads                             nothing is stuck or cannot be
 //! ```

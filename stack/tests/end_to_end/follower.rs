@@ -2,10 +2,12 @@
 
 use super::{
     events::Viewer,
-    scene::{START, until},
+    scene::{START, Scene, until},
     work,
 };
+use serde_json::json;
 use std::{collections::BTreeMap, time::Duration};
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use tokio::{sync::mpsc, task::JoinHandle};
 
 /// Before it asks for another node.
@@ -23,9 +25,17 @@ impl Follower {
         Self { ends, task: tokio::spawn(follow(server, sender)) }
     }
 
-    /// Waits until it has seen each of these jobs end, and tells how often it did.
-    pub(super) async fn ends(mut self, jobs: &[i64]) -> BTreeMap<i64, usize> {
+    /// Waits until it has seen each of these jobs end, and one more that ends after all of them, so that an end that is
+    /// told twice is seen twice; tells how often it saw each.
+    pub(super) async fn ends(mut self, scene: &Scene, jobs: &[i64]) -> BTreeMap<i64, usize> {
         let mut seen: BTreeMap<i64, usize> = jobs.iter().map(|job| (*job, 0)).collect();
+        self.see_all(&mut seen).await;
+        seen.insert(last(scene).await, 0);
+        self.see_all(&mut seen).await;
+        seen
+    }
+
+    async fn see_all(&mut self, seen: &mut BTreeMap<i64, usize>) {
         until("the viewer sees each end", async || {
             while let Ok(job) = self.ends.try_recv() {
                 // There are others: metadata, and what follows from it.
@@ -38,8 +48,17 @@ impl Follower {
             missing.is_empty().then_some(())
         })
         .await;
-        seen
     }
+}
+
+/// A job that ends now: it was not to begin before long after the test.
+async fn last(scene: &Scene) -> i64 {
+    let run_at = (OffsetDateTime::now_utc() + time::Duration::DAY).format(&Rfc3339).unwrap();
+    let body = json!({"crate": "slow-bin", "version": "latest", "kind": "metadata", "features": "no-default",
+                      "run_at": run_at});
+    let id = scene.client.post("/api/v1/jobs", &body).await.unwrap()["id"].as_i64().unwrap();
+    scene.client.post(&format!("/api/v1/jobs/{id}/cancel"), &json!({})).await.unwrap();
+    id
 }
 
 impl Drop for Follower {

@@ -37,10 +37,11 @@ async fn peer(scene: &Scene, name: &str) -> Peer {
     peer
 }
 
-/// The first attempt lost its lease.
-async fn is_lost(scene: &Scene, job: &Value) {
+/// This attempt lost its lease.
+async fn is_lost(scene: &Scene, job: &Value, attempt: i32) {
     let mut viewer = scene.viewer(&[&format!("job.{job}")]).await;
-    let lost = viewer.wait_for(|frame| frame.data["state"] == "queued" && frame.data["attempt"] == 1).await;
+    let lost =
+        viewer.wait_for(|frame| frame.data["state"] == "queued" && frame.data["attempt"] == attempt).await;
     assert_eq!(lost.data["failure"], "lost", "{lost:?}");
 }
 
@@ -53,11 +54,32 @@ async fn what_a_dead_builder_had_is_built_by_another() {
     has_said(&scene, &job, 3).await;
     first.kill9().await.unwrap();
     let second = farm::builder(&scene, 2).await;
-    is_lost(&scene, &job).await;
+    is_lost(&scene, &job, 1).await;
     let end = scene.viewer(&["builds"]).await.job_end("talker", "tarball").await;
     assert_eq!((&end["state"], &end["attempt"]), (&json!("succeeded"), &json!(2)), "{end}");
     assert_whole(&scene.log(&job).await, LINES);
     drop(second);
+    scene.cluster.stop().await.unwrap();
+}
+
+/// Every dispatcher looks for leases that ran out, so it matters to nobody which of them dies meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_job_is_queued_again_by_whichever_dispatcher_is_left() {
+    let mut scene = Scene::start(&[talker("talker", 1, 1)], Options { dispatcher: 2, ..options() }).await;
+    let id = only_job(&scene, "talker").await;
+    for (dead, attempt) in [(0, 1), (1, 2)] {
+        let mut vanishes = peer(&scene, &format!("peer-{attempt}")).await;
+        let job = vanishes.take_job().await;
+        assert_eq!((json!(job.id), job.attempt.0), (id.clone(), attempt));
+        // Once it is acknowledged the job is the builder's for certain.
+        vanishes.event(&job, 1, Event::Log { offset: 0, text: "gone\n".into() }).await;
+        drop(vanishes);
+        scene.cluster.dispatchers[dead].kill9().await.unwrap();
+        let job = scene.client.get(&format!("/api/v1/jobs/{id}")).await.unwrap();
+        assert_eq!(job["state"], "running", "its lease outlasts the dispatcher: {job:#}");
+        is_lost(&scene, &id, attempt).await;
+        scene.cluster.dispatchers[dead].restart().await.unwrap();
+    }
     scene.cluster.stop().await.unwrap();
 }
 
@@ -70,7 +92,7 @@ async fn a_paused_builder_cannot_spoil_the_next_attempt() {
     let id = only_job(&scene, "talker").await;
     has_said(&scene, &id, 3).await;
     process.signal(Signal::SIGSTOP);
-    is_lost(&scene, &id).await;
+    is_lost(&scene, &id, 1).await;
     let mut peer = peer(&scene, "second").await;
     let job = peer.take_job().await;
     assert_eq!(job.attempt.0, 2);
@@ -130,7 +152,7 @@ async fn whoever_lost_the_lease_is_refused_everything() {
     let stale = old.take_job().await;
     old.event(&stale, 1, Event::Log { offset: 0, text: "stale\n".into() }).await;
     tokio::select! {
-        () = is_lost(&scene, &id) => {}
+        () = is_lost(&scene, &id, 1) => {}
         // It lives, and says nothing of its job.
         () = chatter(&mut old) => {}
     }

@@ -5,6 +5,7 @@ mod cut;
 mod elected;
 mod events;
 mod failures;
+mod fairness;
 mod farm;
 mod faults;
 mod follower;

@@ -5,18 +5,32 @@ use super::{
     scene::{Scene, until},
     talker::{has_said, only_job, processes, stubborn, talker},
 };
-use cratemill_protocol::{builder::CloseReason, codec::Encoding};
-use cratemill_stack::{client::Client, cluster::Options, fixtures::crates};
+use cratemill_protocol::{
+    builder::{CANCEL_GRACE_S, CloseReason},
+    codec::Encoding,
+};
+use cratemill_stack::{client::Client, cluster::Options, fixtures::crates, services::Role};
 use reqwest::Method;
 use serde_json::{Value, json};
+use sqlx::PgPool;
 use std::time::{Duration, Instant};
 
 /// Unlike any other sleep on this machine.
 const MARK: u32 = 575_757;
+/// What an operator says reaches a builder within this, wherever it is connected. Each message may be lost, and what
+/// makes up for it is kept from doing so within that time.
+const AT_ONCE: Duration = Duration::from_secs(2);
+/// Heartbeats tell of cancels too: here none comes while a cancel is on its way.
+const HEARTBEAT_S: &str = "120";
+const LEASE_S: &str = "600";
+
+async fn database(scene: &Scene) -> PgPool {
+    PgPool::connect(&scene.cluster.postgres.url()).await.unwrap()
+}
 
 /// The operator at one node, past the load balancer: first the one that holds the builder's connection, then another.
 async fn at_each_node(scene: &Scene) -> [Client; 2] {
-    let pool = sqlx::PgPool::connect(&scene.cluster.postgres.url()).await.unwrap();
+    let pool = database(scene).await;
     let node: String =
         sqlx::query_scalar("SELECT node FROM builder_sessions").fetch_one(&pool).await.unwrap();
     pool.close().await;
@@ -27,6 +41,20 @@ async fn at_each_node(scene: &Scene) -> [Client; 2] {
     [client(true), client(false)]
 }
 
+/// Returns right after the node that holds the builder's connection has looked whether its sessions have changed: it does
+/// so every five seconds, so whatever a builder hears within [`AT_ONCE`] it was told.
+async fn node_has_looked(scene: &Scene) {
+    let pool = database(scene).await;
+    let seen_at = async || -> String {
+        let look = "SELECT n.seen_at::text FROM nodes n
+                    JOIN builder_sessions s ON (s.node, s.epoch) = (n.name, n.epoch)";
+        sqlx::query_scalar(look).fetch_one(&pool).await.unwrap()
+    };
+    let before = seen_at().await;
+    until("the node marks itself", async || (seen_at().await != before).then_some(())).await;
+    pool.close().await;
+}
+
 async fn state(scene: &Scene, job: &Value) -> Value {
     scene.client.get(&format!("/api/v1/jobs/{job}")).await.unwrap()["state"].clone()
 }
@@ -34,7 +62,11 @@ async fn state(scene: &Scene, job: &Value) -> Value {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cancel_reaches_the_sandbox_and_a_drained_builder_ends_when_it_is_empty() {
     let packages = [talker("talker", 100_000, 100), stubborn("stubborn", MARK), talker("short", 30, 100)];
-    let scene = Scene::start(&packages, Options { api: 2, ..Options::default() }).await;
+    let options = Options { api: 2, ..Options::default() }
+        .with_env(Role::Api, "HEARTBEAT_S", HEARTBEAT_S)
+        .with_env(Role::Api, "LEASE_S", LEASE_S)
+        .with_env(Role::Dispatcher, "LEASE_S", LEASE_S);
+    let scene = Scene::start(&packages, options).await;
     let mut viewer = scene.viewer(&["builds"]).await;
     let talking = only_job(&scene, "talker").await;
     has_said(&scene, &talking, 3).await;
@@ -46,7 +78,7 @@ async fn a_cancel_reaches_the_sandbox_and_a_drained_builder_ends_when_it_is_empt
     elsewhere.post(&path, &json!({})).await.unwrap();
     let end = viewer.job_end("talker", "tarball").await;
     assert_eq!(end["state"], "cancelled");
-    assert!(asked.elapsed() < Duration::from_secs(2), "{:?}", asked.elapsed());
+    assert!(asked.elapsed() < AT_ONCE, "{:?}", asked.elapsed());
     assert!(scene.log(&talking).await.contains("SIGTERM"), "it was asked before it was killed");
 
     // Retried it is a new line, and the old one stays as it was.
@@ -63,8 +95,11 @@ async fn a_cancel_reaches_the_sandbox_and_a_drained_builder_ends_when_it_is_empt
     let deaf = only_job(&scene, "stubborn").await;
     let sleep = format!("/bin/sleep {MARK}");
     until("the build sleeps", async || (!processes(&sleep).is_empty()).then_some(())).await;
-    scene.client.post(&format!("/api/v1/jobs/{deaf}/cancel"), &json!({})).await.unwrap();
+    let asked = Instant::now();
+    elsewhere.post(&format!("/api/v1/jobs/{deaf}/cancel"), &json!({})).await.unwrap();
     assert_eq!(viewer.job_end("stubborn", "tarball").await["state"], "cancelled");
+    let (took, grace) = (asked.elapsed(), Duration::from_secs(CANCEL_GRACE_S.into()));
+    assert!((grace..grace + AT_ONCE).contains(&took), "{took:?}");
     assert!(processes(&sleep).is_empty(), "nothing of it is left");
 
     // A draining builder finishes, gets nothing new, and ends with success.
@@ -109,8 +144,11 @@ async fn a_yank_withdraws_what_is_queued_and_a_disabled_key_is_out_at_once() {
         let [holder, elsewhere] = at_each_node(&scene).await;
         let operator = if from_holder { holder } else { elsewhere };
         let path = format!("/api/v1/builders/{id}");
+        node_has_looked(&scene).await;
+        let asked = Instant::now();
         operator.call(Method::PATCH, &path, &json!({"enabled": false})).await.unwrap();
         assert_eq!(peer.close_reason().await, CloseReason::Disabled);
+        assert!(asked.elapsed() < AT_ONCE, "{:?}, asked at its own node: {from_holder}", asked.elapsed());
         let mut again = Peer::connect(&scene.cluster, Encoding::MsgPack, key).await;
         let hello = again.hello();
         again.send(&hello).await;

@@ -40,6 +40,16 @@ impl Work {
         id
     }
 
+    /// Asks for the next version's binary, and returns once it has begun: it goes on for [`SECONDS`] at least.
+    pub(super) async fn next_runs(&mut self, scene: &Scene) {
+        let path = format!("/api/v1/jobs/{}", self.enqueue(scene).await);
+        until("the job runs", async || {
+            let job = scene.client.get(&path).await.ok()?;
+            (job["state"] == "running").then_some(())
+        })
+        .await;
+    }
+
     pub(super) async fn one_runs(&self, scene: &Scene) {
         until("a job runs", async || {
             for id in &self.jobs {

@@ -19,6 +19,8 @@ pub struct Job {
     /// The number of its newest attempt.
     pub attempt: i32,
     pub failure_class: Option<String>,
+    /// Something that its newest attempt made is listed, if only as what a newer build replaced: no row ever goes.
+    pub published: bool,
     /// Of its attempts, in order: the number, whether it ended, and its result.
     pub numbers: Vec<i32>,
     pub ended: Vec<bool>,
@@ -35,6 +37,7 @@ pub async fn of(conn: &mut PgConnection, jobs: &[JobId]) -> sqlx::Result<Vec<Job
                     SELECT version_id, kind, target, features FROM queue WHERE job_id = p.id
                     UNION ALL SELECT version_id, kind, target, features FROM leases WHERE job_id = p.id), false) AS as_asked,
                 coalesce(j.state, '') AS state, coalesce(j.attempt, 0) AS attempt, j.failure_class,
+                EXISTS (SELECT FROM artifacts r WHERE r.job_id = p.id AND r.attempt = j.attempt) AS published,
                 coalesce(t.numbers, '{}') AS numbers, coalesce(t.ended, '{}') AS ended,
                 coalesce(t.results, '{}') AS results
          FROM unnest($1::bigint[]) AS p (id) LEFT JOIN all_jobs j ON j.id = p.id CROSS JOIN LATERAL (

@@ -48,15 +48,11 @@ pub async fn of_attempts(conn: &mut PgConnection, attempts: &[(JobId, Attempt)])
 
 /// Attempts that ended so many seconds ago and whose logs are not in the object store.
 pub async fn not_archived(conn: &mut PgConnection, after_s: f64) -> sqlx::Result<Found> {
-    sqlx::query_as(found!(
-        "SELECT 'attempt ' || job_id || '.' || attempt AS what,
-                extract(epoch FROM now() - ended_at)::float8 AS age_s,
-                ended_at <= now() - make_interval(secs => $1) AS bad
-         FROM ",
+    let sql = overdue!(
+        "'attempt ' || job_id || '.' || attempt",
+        "ended_at",
         attempts!(),
         " WHERE ended_at IS NOT NULL AND log_object IS NULL"
-    ))
-    .bind(after_s)
-    .fetch_one(conn)
-    .await
+    );
+    sqlx::query_as(sql).bind(after_s).fetch_one(conn).await
 }

@@ -36,6 +36,20 @@ macro_rules! found {
     };
 }
 
+/// The rows of `$from`, each called `$what`; bad are those that something should have moved on within `$1` seconds of
+/// their `$since`.
+macro_rules! overdue {
+    ($what:literal, $since:literal, $($from:expr),+ $(,)?) => {
+        found!(
+            concat!(
+                "SELECT ", $what, " AS what, extract(epoch FROM now() - ", $since, ")::float8 AS age_s, ",
+                $since, " <= now() - make_interval(secs => $1) AS bad FROM "
+            ),
+            $($from),+
+        )
+    };
+}
+
 pub mod artifacts;
 pub mod downloads;
 pub mod jobs;

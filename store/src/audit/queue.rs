@@ -5,38 +5,20 @@ use sqlx::PgConnection;
 
 /// Events that no relay has published within so many seconds.
 pub async fn unpublished(conn: &mut PgConnection, after_s: f64) -> sqlx::Result<Found> {
-    sqlx::query_as(found!(
-        "SELECT 'outbox entry ' || id AS what, extract(epoch FROM now() - created_at)::float8 AS age_s,
-                created_at <= now() - make_interval(secs => $1) AS bad
-         FROM outbox"
-    ))
-    .bind(after_s)
-    .fetch_one(conn)
-    .await
+    let sql = overdue!("'outbox entry ' || id", "created_at", "outbox");
+    sqlx::query_as(sql).bind(after_s).fetch_one(conn).await
 }
 
 /// Leases that ran out so many seconds ago.
 pub async fn expired(conn: &mut PgConnection, after_s: f64) -> sqlx::Result<Found> {
-    sqlx::query_as(found!(
-        "SELECT 'job ' || job_id AS what, extract(epoch FROM now() - lease_until)::float8 AS age_s,
-                lease_until <= now() - make_interval(secs => $1) AS bad
-         FROM leases"
-    ))
-    .bind(after_s)
-    .fetch_one(conn)
-    .await
+    let sql = overdue!("'job ' || job_id", "lease_until", "leases");
+    sqlx::query_as(sql).bind(after_s).fetch_one(conn).await
 }
 
 /// Jobs that have been due for so many seconds and stand in no line: no builder would ever get them.
 pub async fn out_of_line(conn: &mut PgConnection, after_s: f64) -> sqlx::Result<Found> {
-    sqlx::query_as(found!(
-        "SELECT 'job ' || job_id AS what, extract(epoch FROM now() - run_at)::float8 AS age_s,
-                run_at <= now() - make_interval(secs => $1) AS bad
-         FROM queue WHERE turn IS NULL AND run_at <= now()"
-    ))
-    .bind(after_s)
-    .fetch_one(conn)
-    .await
+    let sql = overdue!("'job ' || job_id", "run_at", "queue WHERE turn IS NULL AND run_at <= now()");
+    sqlx::query_as(sql).bind(after_s).fetch_one(conn).await
 }
 
 /// Jobs that builders have while another job for the same thing waits or is with a builder too.
@@ -55,14 +37,9 @@ pub async fn doubled(conn: &mut PgConnection) -> sqlx::Result<Found> {
 
 /// Cancels that were asked for so many seconds ago, of jobs that go on.
 pub async fn not_cancelled(conn: &mut PgConnection, after_s: f64) -> sqlx::Result<Found> {
-    sqlx::query_as(found!(
-        "SELECT 'job ' || job_id AS what, extract(epoch FROM now() - cancel_requested_at)::float8 AS age_s,
-                cancel_requested_at <= now() - make_interval(secs => $1) AS bad
-         FROM leases WHERE cancel_requested_at IS NOT NULL"
-    ))
-    .bind(after_s)
-    .fetch_one(conn)
-    .await
+    let sql =
+        overdue!("'job ' || job_id", "cancel_requested_at", "leases WHERE cancel_requested_at IS NOT NULL");
+    sqlx::query_as(sql).bind(after_s).fetch_one(conn).await
 }
 
 /// Jobs that have not ended.

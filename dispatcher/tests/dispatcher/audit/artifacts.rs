@@ -32,6 +32,20 @@ async fn rows_that_are_not_what_was_signed_are_found(pool: PgPool) {
     assert_eq!(world.found(&[]).await, [""; 0]);
 }
 
+/// What a newer build replaced is still listed as that; a success of which no row is left made nothing.
+#[sqlx::test(migrations = "../migrations")]
+async fn successes_that_have_nothing_to_show_are_found(pool: PgPool) {
+    let world = World::at_rest(pool).await;
+    let newer = world.build_again().await;
+    assert_eq!(world.found(&[]).await, [""; 0], "{}", world.audit(&[]).await);
+    // Rows that were downloaded go only with their counts.
+    let of = |which: &str| format!("DELETE FROM downloads_daily; DELETE FROM artifacts WHERE {which}");
+    world.damage("jobs", &of("true")).await;
+    world.damage("jobs", &of("job_id = GOOD")).await;
+    let alone = of(&format!("job_id = {newer}; UPDATE artifacts SET replaced_at = NULL"));
+    world.damage("jobs", &alone).await;
+}
+
 /// The attempt that made it did not succeed: the job's own check says so too.
 #[sqlx::test(migrations = "../migrations")]
 async fn artifacts_of_attempts_that_failed_are_found(pool: PgPool) {

@@ -68,7 +68,8 @@ impl World {
         let mut world =
             Self { pool, store, own, api, admin, good: nobody, failed: nobody, running: None, _nats: nats };
         let builder = Builder::connect(&mut world.pool.acquire().await.unwrap(), 1).await;
-        world.good = world.succeed(&builder).await;
+        let work = Work::start(&world.pool, &builder, Kind::Tarball, LINUX).await;
+        world.good = world.succeed(&builder, work).await;
         world.failed = world.fail(&builder).await;
         world.download().await;
         world.archive().await;
@@ -143,8 +144,21 @@ impl World {
         }
     }
 
-    async fn succeed(&self, builder: &Builder) -> JobId {
-        let mut work = Work::start(&self.pool, builder, Kind::Tarball, LINUX).await;
+    /// Builds once more what [`World::good`] built.
+    pub(super) async fn build_again(&self) -> JobId {
+        let mut conn = self.pool.acquire().await.unwrap();
+        let builder = Builder::connect(&mut conn, 3).await;
+        let version = version_id(&self.pool).await;
+        queue::enqueue(&mut conn, &new_job(version, Kind::Tarball, LINUX)).await.unwrap();
+        let work = Work::take(&mut conn, &builder).await;
+        drop(conn);
+        let job = self.succeed(&builder, work).await;
+        self.ask(&builder, 0).await;
+        self.save().await;
+        job
+    }
+
+    async fn succeed(&self, builder: &Builder, mut work: Work) -> JobId {
         for (name, bytes) in [("demo.tar.gz", "binaries"), ("demo.txt", "notes")] {
             work.upload(&self.pool, &self.store.objects, name, bytes.as_bytes()).await;
         }

@@ -29,12 +29,10 @@ async fn jobs_outlive_a_random_schedule_of_faults() {
     let _replay = Replay(plan.seed);
     eprintln!("{plan:#?}");
     let logs = tempfile::tempdir().unwrap();
-    let network = match Network::obstacle() {
-        Some(why) => {
-            eprintln!("no network is cut: {why}");
-            None
-        }
-        None => Some(Network::start(logs.path()).await.unwrap()),
+    let network = if Network::available("the cut of a network in the random schedule").unwrap() {
+        Some(Network::start(logs.path()).await.unwrap())
+    } else {
+        None
     };
     let faults = schedule(&plan, &Counts { network: network.is_some(), ..COUNTS });
     let mut scene = start(&plan, network.as_ref()).await;

@@ -17,6 +17,8 @@ use tokio::time::{Instant, sleep};
 const CATCH_UP: Duration = Duration::from_mins(2);
 const POLL: Duration = Duration::from_millis(100);
 
+/// The audit comes as soon as all has settled, and what it finds is said at once: whatever is looked at after that may
+/// fail too.
 pub(super) async fn findings(
     scene: &Scene,
     asked: &[Asked],
@@ -31,28 +33,52 @@ pub(super) async fn findings(
     }
     cluster.ready().await.unwrap();
     cluster.nats.wait_for_replicas(CATCH_UP).await.unwrap();
-    let deadline = Instant::now() + patience;
-    let (mut ended, mut attempts, mut most_tries) = (Vec::new(), 0, 0);
-    for asked in asked {
-        match end(scene, asked.id, deadline).await {
+    let ends = settled(scene, asked, patience).await;
+    found.extend(audited(cluster).await);
+    for finding in &found {
+        eprintln!("{finding}");
+    }
+
+    let mut ended = Vec::new();
+    for (asked, end) in asked.iter().zip(ends) {
+        match end {
             Ok(job) => {
-                attempts += job["attempts"].as_array().map_or(0, Vec::len);
-                most_tries = most_tries.max(job["tries"].as_u64().unwrap_or_default());
                 found.extend(job_findings(scene, asked, &job).await);
                 ended.push(asked.id);
             }
             Err(state) => found.push(format!("job {} did not end: {state:#}", asked.id)),
         }
     }
-    eprintln!("{} jobs took {attempts} attempts; one was tried again {most_tries} times", asked.len());
     found.extend(others(scene).await);
-    let seen = follower.ends(&ended).await;
+    let seen = follower.ends(scene, &ended).await;
     let twice = seen.iter().filter(|(_, times)| **times > 1);
     found.extend(twice.map(|(job, times)| format!("a viewer saw job {job} end {times} times")));
-    found.extend(named(&audit(cluster, &["--at-rest"]).await.unwrap()));
     found.extend(processes(cluster));
     found.extend(panics(cluster));
     found
+}
+
+/// How each job ended; those that have not by then are as they stand.
+async fn settled(scene: &Scene, asked: &[Asked], patience: Duration) -> Vec<Result<Value, Value>> {
+    let deadline = Instant::now() + patience;
+    let (mut ends, mut attempts, mut most_tries) = (Vec::new(), 0, 0);
+    for asked in asked {
+        let end = end(scene, asked.id, deadline).await;
+        let (Ok(job) | Err(job)) = &end;
+        attempts += job["attempts"].as_array().map_or(0, Vec::len);
+        most_tries = most_tries.max(job["tries"].as_u64().unwrap_or_default());
+        ends.push(end);
+    }
+    eprintln!("{} jobs took {attempts} attempts; one was tried again {most_tries} times", asked.len());
+    ends
+}
+
+/// With time for what is on its way to come to rest.
+async fn audited(cluster: &Cluster) -> Vec<String> {
+    match audit(cluster, &["--at-rest"]).await {
+        Ok(report) => named(&report),
+        Err(error) => vec![format!("{error:#}")],
+    }
 }
 
 /// The job once it has ended, or how it stands at the deadline.
