@@ -127,7 +127,15 @@ pub async fn oldest(conn: &mut PgConnection, limit: i64) -> sqlx::Result<Vec<Ent
         .await
 }
 
+/// The transaction commits without a wait for the disk: what a crash of the server brings back is published again, with the
+/// same ids, as after a crash of the relay.
 pub async fn delete(conn: &mut PgConnection, ids: &[i64]) -> sqlx::Result<()> {
-    sqlx::query("DELETE FROM outbox WHERE id = ANY($1)").bind(ids).execute(conn).await?;
+    sqlx::query(
+        "DELETE FROM outbox
+         WHERE id = ANY($1) AND (SELECT set_config('synchronous_commit', 'off', true)) = 'off'",
+    )
+    .bind(ids)
+    .execute(conn)
+    .await?;
     Ok(())
 }
