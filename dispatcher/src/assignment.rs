@@ -117,12 +117,14 @@ impl Assignment {
         if pairs.is_empty() {
             return Ok(false);
         }
-        let more = candidates.len() as u64 >= limit.unsigned_abs()
-            || waiting.len() as u64 >= MAX_BUILDERS.unsigned_abs();
         let wanted: Vec<_> = pairs.iter().map(|(job, builder)| (*job, builder.builder)).collect();
         let accept_s = i32::try_from(ACCEPT.as_secs()).context("a constant that fits")?;
         let leased = queue::assign(&mut tx, &wanted, accept_s).await?;
         tx.commit().await?;
+        // Builders of one target may have come before those of the other that something is due for.
+        let due = waiting.first().map_or(0, |first| first.due);
+        let all = due < MAX_BUILDERS && i64::try_from(leased.len()).is_ok_and(|leased| leased >= due);
+        let more = !leased.is_empty() && !all;
 
         self.wakes.outbox.notify_one();
         metrics::assigned(leased.len());

@@ -16,6 +16,8 @@ pub struct Waiting {
     pub node: String,
     pub targets: Vec<String>,
     pub slots: i32,
+    /// How many jobs are due in all, counted no further than builders were asked for.
+    pub due: i64,
 }
 
 /// A connection that is a builder's now.
@@ -161,19 +163,21 @@ fn by_builder(all: impl Iterator<Item = (BuilderId, JobId, Attempt)>) -> (Vec<i6
 /// A node marks itself several times within so many seconds. One that does not is dead or hears of no job.
 const FRESH_S: i32 = 15;
 
-/// Builders that wait, are not held back, and that something is queued for, those that have asked first first; their rows
-/// stay locked, and rows that others lock are passed over.
+/// Builders that wait, are not held back, and that something is queued for, those that have asked first first, and no more
+/// than jobs are due; their rows stay locked, and rows that others lock are passed over.
 pub async fn waiting(conn: &mut PgConnection, limit: i64) -> sqlx::Result<Vec<Waiting>> {
-    // Of ten thousand that wait only those are read that are served: whether anything is due is known before any is looked
+    // Of ten thousand that wait only those are read, and locked, that are served: what is due is known before any is looked
     // at, the index has them in their turn, and what a scalar subquery asks is asked for one at a time.
     sqlx::query_as(
         "WITH due AS MATERIALIZED (
-             SELECT coalesce(array_agg(t.name), '{}') AS names
+             SELECT coalesce(array_agg(t.name), '{}') AS names,
+                    (SELECT count(*) FROM (SELECT FROM queue q WHERE q.turn IS NOT NULL LIMIT $1) AS first) AS jobs
              FROM (SELECT name FROM targets UNION ALL SELECT 'any') t
              WHERE (SELECT true FROM queue q WHERE q.target = t.name AND q.turn IS NOT NULL
                     ORDER BY q.priority, q.turn, q.job_id LIMIT 1)
          )
-         SELECT s.builder_id, s.connection, s.node, s.targets, s.slots FROM builder_sessions s
+         SELECT s.builder_id, s.connection, s.node, s.targets, s.slots, (SELECT jobs FROM due) AS due
+         FROM builder_sessions s
          WHERE (SELECT names <> '{}' FROM due)
            AND ((SELECT 'any' = ANY(names) FROM due) OR s.targets && (SELECT names FROM due))
            AND s.slots > 0
@@ -181,7 +185,7 @@ pub async fn waiting(conn: &mut PgConnection, limit: i64) -> sqlx::Result<Vec<Wa
                > now() - make_interval(secs => $2)
            AND (SELECT b.enabled AND NOT b.drain FROM builders b WHERE b.id = s.builder_id)
            AND coalesce((SELECT f.paused_until <= now() FROM builder_faults f WHERE f.builder_id = s.builder_id), true)
-         ORDER BY s.requested_at, s.builder_id LIMIT $1 FOR UPDATE OF s SKIP LOCKED",
+         ORDER BY s.requested_at, s.builder_id LIMIT (SELECT jobs FROM due) FOR UPDATE OF s SKIP LOCKED",
     )
     .bind(limit)
     .bind(FRESH_S)

@@ -184,7 +184,12 @@ async fn only_those_wait_that_something_is_queued_for(pool: PgPool) {
     assert!(waiting(&mut conn, 10).await.is_empty(), "nothing is queued");
     queued(&mut conn, LINUX).await;
     assert_eq!(waiting(&mut conn, 1).await, ["c-c"]);
-    assert_eq!(waiting(&mut conn, 10).await, ["c-c", "c-d"]);
+    assert_eq!(waiting(&mut conn, 10).await, ["c-c"], "no more than there are jobs");
+    for name in ["two", "three", "four"] {
+        let version = version(&mut conn, name).await;
+        queue::enqueue(&mut conn, &NewJob { target: target(LINUX), ..job(version) }).await.unwrap();
+        assert_eq!(waiting(&mut conn, 10).await, ["c-c", "c-d"]);
+    }
     let later = OffsetDateTime::now_utc() + Duration::hours(1);
     let version = version(&mut conn, "any").await;
     let new = NewJob { target: Target::any(), run_at: Some(later), ..job(version) };
