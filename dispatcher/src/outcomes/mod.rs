@@ -8,13 +8,16 @@
 mod apply;
 mod fail;
 pub mod follow_up;
+mod reads;
 pub mod verify;
 
-pub use apply::{Applied, apply};
+pub use apply::{Applied, Document, apply, read};
+pub use reads::Reads;
 
 use crate::{
     consume::{self, Handled, Work, deliveries},
     metrics,
+    outage::in_time,
     wakes::Wakes,
 };
 use async_nats::jetstream::Message;
@@ -29,8 +32,8 @@ use cratemill_service::{
 };
 use cratemill_store::{PgPool, database, objects::Objects, queue};
 use futures_util::{StreamExt, stream::FuturesUnordered};
-use std::{sync::Arc, time::Duration};
-use tokio::sync::Semaphore;
+use std::{pin::pin, sync::Arc, time::Duration};
+use tokio::{sync::Semaphore, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 const WORK: Work = Work {
@@ -48,8 +51,10 @@ const FEW: usize = 6;
 const MAX_FAILURES: usize = 512;
 /// Something is away: it is back within seconds, or minutes in which the outcome waits on the bus.
 const RETRY: Duration = Duration::from_secs(2);
-/// While an outcome waits for the object store, its attempt keeps the job this long at a time.
+/// While an outcome waits here, its attempt keeps the job this long at a time.
 const HELD_S: i32 = 60;
+/// How often an outcome that still waits keeps its job; two may get lost.
+const KEEP_EVERY: Duration = Duration::from_secs(20);
 /// The database refuses the data each time: after so many times it will not change its mind.
 const MAX_REFUSED: i64 = 5;
 
@@ -85,8 +90,8 @@ pub async fn run(
 #[derive(Debug, Clone)]
 pub struct Outcomes {
     pool: PgPool,
-    objects: Objects,
-    /// Those that have a transaction of their own, and may wait for the object store.
+    reads: Arc<Reads>,
+    /// Those that have a transaction of their own.
     few: Arc<Semaphore>,
     /// Failures that are final need no more than one statement: those of many messages share it.
     failures: Group<OutcomeMessage, Result<bool, Arc<cratemill_store::Error>>>,
@@ -101,7 +106,8 @@ impl Outcomes {
                 answers.send(fail::round(&of_rounds, messages).await);
             }
         };
-        (Self { pool, objects, few: Arc::new(Semaphore::new(FEW)), failures }, rounds)
+        let reads = Arc::new(Reads::new(objects));
+        (Self { pool, reads, few: Arc::new(Semaphore::new(FEW)), failures }, rounds)
     }
 
     /// Handles one message that the bus has handed out `deliveries` times. If one of its outcomes has to wait, it comes
@@ -150,9 +156,7 @@ impl Outcomes {
             }
             Err(error) => {
                 tracing::warn!(%job, %attempt, %error, "an outcome waits");
-                if let Err(error) = keep(&self.pool, message).await {
-                    tracing::debug!(%job, %attempt, %error, "its lease could not be renewed");
-                }
+                self.keep(message).await;
                 Handled::Later(RETRY)
             }
         }
@@ -168,14 +172,40 @@ impl Outcomes {
                 result: queue::result_name(&message.outcome),
             });
         }
-        let _one_of_few = self.few.acquire().await;
-        apply(&self.pool, &self.objects, message).await
+        let document = if apply::to_read(message).is_some() {
+            // Its builder has forgotten it and the store may hang: nobody else keeps its job meanwhile.
+            self.keep(message).await;
+            read(&self.pool, &self.reads, message).await?
+        } else {
+            None
+        };
+        let _one_of_few = match self.few.try_acquire() {
+            Ok(one) => Ok(one),
+            Err(_) => self.keeping(message, self.few.acquire()).await,
+        };
+        in_time(apply(&self.pool, message, document)).await
     }
-}
 
-/// The builder has done its part: its work must not be thrown away because something of ours is away.
-async fn keep(pool: &PgPool, message: &OutcomeMessage) -> Result<(), cratemill_store::Error> {
-    let mut conn = pool.acquire().await?;
-    queue::renew(&mut conn, message.builder, &[(message.job, message.attempt)], HELD_S).await?;
-    Ok(())
+    /// Waits, and keeps the job of the outcome meanwhile.
+    async fn keeping<T>(&self, message: &OutcomeMessage, wait: impl Future<Output = T>) -> T {
+        let mut wait = pin!(wait);
+        loop {
+            self.keep(message).await;
+            if let Ok(done) = timeout(KEEP_EVERY, &mut wait).await {
+                return done;
+            }
+        }
+    }
+
+    /// The builder has done its part: its work must not be thrown away because something of ours is away.
+    async fn keep(&self, message: &OutcomeMessage) {
+        let (job, attempt) = (message.job, message.attempt);
+        let renewed = in_time(async {
+            let mut conn = self.pool.acquire().await?;
+            queue::renew(&mut conn, message.builder, &[(job, attempt)], HELD_S).await
+        });
+        if let Err(error) = renewed.await {
+            tracing::debug!(%job, %attempt, %error, "its lease could not be renewed");
+        }
+    }
 }

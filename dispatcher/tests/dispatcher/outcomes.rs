@@ -1,10 +1,12 @@
 //! Outcomes: which successes are believed, what follows, and what a failure costs.
 
-use crate::support::{ARM, Builder, LINUX, Store, Work, key, lease_now, metadata, no_objects};
+use crate::support::{
+    ARM, Builder, Hanging, LINUX, Store, Work, apply, key, lease_now, metadata, no_objects,
+};
 use cratemill_dispatcher::{
     cleanup,
     consume::Handled,
-    outcomes::{Applied, Outcomes, apply},
+    outcomes::{Applied, Outcomes},
     rescue::{self, Patience},
     wakes::Wakes,
 };
@@ -335,6 +337,55 @@ async fn an_outcome_waits_for_the_object_store(pool: PgPool) {
     assert_eq!(job(&pool, work.job).await.state, JobState::Succeeded);
     assert_eq!(handle(&store.objects, &payload, 3).await, Handled::Done, "again");
     assert_eq!(handle(&store.objects, b"no message", 1).await, Handled::Poison);
+}
+
+/// A store that hangs costs only the outcomes that need it, and these keep their jobs.
+#[sqlx::test(migrations = "../migrations")]
+async fn nobody_else_waits_for_an_object_store_that_hangs(pool: PgPool) {
+    let store = Store::start().await;
+    let mut conn = pool.acquire().await.unwrap();
+    let builder = Builder::connect(&mut conn, 1).await;
+    let mut metadata_work = Work::start(&pool, &builder, Kind::Metadata, "any").await;
+    metadata_work.upload(&pool, &store.objects, "demo.json", &metadata("lib")).await;
+    let version = job(&pool, metadata_work.job).await.version_id;
+    queue::enqueue(&mut conn, &crate::support::new_job(version, Kind::Tarball, LINUX)).await.unwrap();
+    let mut tarball = Work::take(&mut conn, &builder).await;
+    tarball.upload(&pool, &store.objects, "demo.tar.gz", b"bytes").await;
+    // Its builder has been told that its part is done, so that nobody renews this.
+    sqlx::query("UPDATE leases SET lease_until = now() + interval '5 s'").execute(&mut *conn).await.unwrap();
+
+    let mut hanging = Hanging::start().await;
+    let (outcomes, rounds) = Outcomes::new((pool.clone(), pool.clone()), hanging.objects.clone());
+    // More than the places of those that have a transaction of their own.
+    let reading = bus::encode(&OutcomeBatch { outcomes: vec![metadata_work.succeeded(&builder); 8] });
+    let other = bus::encode(&OutcomeBatch { outcomes: vec![tarball.succeeded(&builder)] });
+    let test = async {
+        let mut waits = std::pin::pin!(outcomes.handle(&reading, 1));
+        let meanwhile = async {
+            let question = hanging.asked().await;
+            let lease_s: f64 = sqlx::query_scalar(
+                "SELECT extract(epoch FROM lease_until - now())::float8 FROM leases WHERE job_id = $1",
+            )
+            .bind(metadata_work.job.0)
+            .fetch_one(&pool)
+            .await
+            .unwrap();
+            assert!(lease_s > 30.0, "{lease_s}");
+            assert_eq!(outcomes.handle(&other, 1).await, Handled::Done);
+            question
+        };
+        let _question = tokio::select! {
+            handled = &mut waits => panic!("{handled:?}, before the other"),
+            question = meanwhile => question,
+        };
+        assert_eq!(job(&pool, tarball.job).await.state, JobState::Succeeded);
+        assert!(matches!(waits.await, Handled::Later(_)), "it comes again");
+        assert_eq!(job(&pool, metadata_work.job).await.state, JobState::Running, "nothing is lost");
+    };
+    tokio::select! {
+        () = test => {}
+        () = rounds => unreachable!("somebody can ask still"),
+    }
 }
 
 #[sqlx::test(migrations = "../migrations")]
