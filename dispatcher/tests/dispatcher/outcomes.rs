@@ -18,7 +18,8 @@ use cratemill_protocol::{
 use cratemill_store::{
     PgPool, artifacts, attempts, jobs,
     objects::{self, Objects},
-    queue, uploads,
+    queue,
+    uploads::{self, Upload},
 };
 use std::time::Duration;
 use time::OffsetDateTime;
@@ -395,7 +396,11 @@ async fn what_a_failed_attempt_left_is_removed(pool: PgPool) {
     let builder = Builder::connect(&mut conn, 1).await;
     let mut work = Work::start(&pool, &builder, Kind::Tarball, LINUX).await;
     work.upload(&pool, &store.objects, "demo.tar.gz", b"bytes").await;
-    let object = uploads::of_attempt(&mut conn, work.job, work.attempt).await.unwrap().remove(0).object;
+    let upload = uploads::of_attempt(&mut conn, work.job, work.attempt).await.unwrap().remove(0);
+    let object = upload.object.clone();
+    // The first that it comes to cannot be deleted: for the store it is a folder.
+    let bad = Upload { name: "a".to_owned().try_into().unwrap(), object: "artifacts".into(), ..upload };
+    assert!(uploads::record(&mut conn, work.job, work.attempt, &bad).await.unwrap());
     ended(&pool, &store.objects, &work.outcome(&builder, failed(FailureClass::Timeout))).await;
 
     let hour = time::Duration::hours(1);
@@ -404,4 +409,8 @@ async fn what_a_failed_attempt_left_is_removed(pool: PgPool) {
     cleanup::round(&pool, &store.objects, OffsetDateTime::now_utc() + hour).await.unwrap();
     let gone = store.objects.get_bytes(&object, 100).await;
     assert!(matches!(gone, Err(objects::Error::NotFound(_))), "{gone:?}");
+    let left = uploads::of_attempt(&mut conn, work.job, work.attempt).await.unwrap();
+    assert_eq!(left.iter().map(|upload| &*upload.name).collect::<Vec<_>>(), ["a"], "it is tried again");
+    let away = cleanup::round(&pool, &no_objects(), OffsetDateTime::now_utc() + hour).await;
+    assert!(format!("{:#}", away.unwrap_err()).contains("the object store is away"));
 }
