@@ -337,7 +337,48 @@ async fn an_outcome_waits_for_the_object_store(pool: PgPool) {
     assert_eq!(handle(&store.objects, &payload, 2).await, Handled::Done);
     assert_eq!(job(&pool, work.job).await.state, JobState::Succeeded);
     assert_eq!(handle(&store.objects, &payload, 3).await, Handled::Done, "again");
-    assert_eq!(handle(&store.objects, b"no message", 1).await, Handled::Poison);
+    // A dispatcher of another version may be able to read it.
+    assert!(matches!(handle(&store.objects, b"no message", 1).await, Handled::Later(_)));
+    assert_eq!(handle(&store.objects, b"no message", 5).await, Handled::Poison);
+}
+
+/// A newer node says something of one attempt that this program does not know, in one message with others.
+#[sqlx::test(migrations = "../migrations")]
+async fn what_cannot_be_read_costs_nobody_else(pool: PgPool) {
+    let mut conn = pool.acquire().await.unwrap();
+    let builder = Builder::connect(&mut conn, 1).await;
+    let unknown = Work::start(&pool, &builder, Kind::Metadata, "any").await;
+    let version = job(&pool, unknown.job).await.version_id;
+    queue::enqueue(&mut conn, &crate::support::new_job(version, Kind::Tarball, LINUX)).await.unwrap();
+    let known = Work::take(&mut conn, &builder).await;
+    sqlx::query("UPDATE leases SET lease_until = now() + interval '5 s'").execute(&mut *conn).await.unwrap();
+    let mut batch = serde_json::to_value(OutcomeBatch {
+        outcomes: vec![
+            unknown.outcome(&builder, Outcome::Cancelled),
+            known.outcome(&builder, failed(FailureClass::Build)),
+        ],
+    })
+    .unwrap();
+    batch["outcomes"][0]["outcome"] = serde_json::json!({ "result": "postponed", "until": 7 });
+    let payload = bus::encode(&batch);
+
+    let (outcomes, rounds) = Outcomes::new((pool.clone(), pool.clone()), no_objects());
+    let test = async {
+        let later = outcomes.handle(&payload, 1).await;
+        assert!(matches!(later, Handled::Later(_)), "a newer dispatcher may know it: {later:?}");
+        assert_eq!(job(&pool, known.job).await.state, JobState::Failed, "nobody waits for that");
+        let lease_s: f64 =
+            sqlx::query_scalar("SELECT extract(epoch FROM lease_until - now())::float8 FROM leases")
+                .fetch_one(&pool)
+                .await
+                .unwrap();
+        assert!(lease_s > 30.0, "it keeps its job: {lease_s}");
+        assert_eq!(outcomes.handle(&payload, 5).await, Handled::Poison);
+    };
+    tokio::select! {
+        () = test => {}
+        () = rounds => unreachable!("somebody can ask still"),
+    }
 }
 
 /// A store that hangs costs only the outcomes that need it, and these keep their jobs.
