@@ -1,6 +1,7 @@
 //! Going on while something is away: waits that grow, and one line in the log when it goes and one when it is back.
 
 use cratemill_service::backoff::Backoff;
+use futures_util::FutureExt;
 use std::{fmt::Display, io, time::Duration};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
@@ -45,20 +46,25 @@ impl Outage {
 
 /// Gives up a transaction that the database says nothing about: where a network swallows packets, nobody else tells. It may
 /// have been committed all the same.
-pub async fn in_time<T, E>(transaction: impl Future<Output = Result<T, E>>) -> Result<T, E>
+pub fn in_time<T, E>(transaction: impl Future<Output = Result<T, E>>) -> impl Future<Output = Result<T, E>>
 where
     E: From<cratemill_store::Error>,
 {
-    within(ROUND_TIMEOUT, transaction).await
+    within(ROUND_TIMEOUT, transaction)
 }
 
-async fn within<T, E>(limit: Duration, transaction: impl Future<Output = Result<T, E>>) -> Result<T, E>
+fn within<T, E>(
+    limit: Duration,
+    transaction: impl Future<Output = Result<T, E>>,
+) -> impl Future<Output = Result<T, E>>
 where
     E: From<cratemill_store::Error>,
 {
-    timeout(limit, transaction).await.unwrap_or_else(|_| {
-        let silent = io::Error::new(io::ErrorKind::TimedOut, "no answer from the database");
-        Err(cratemill_store::Error::Io(silent).into())
+    timeout(limit, transaction).map(|answer| {
+        answer.unwrap_or_else(|_| {
+            let silent = io::Error::new(io::ErrorKind::TimedOut, "no answer from the database");
+            Err(cratemill_store::Error::Io(silent).into())
+        })
     })
 }
 

@@ -43,16 +43,12 @@ impl Reads {
         if !self.hangs().may_ask(Instant::now()) {
             return Err(unavailable("it did not answer a moment ago"));
         }
-        match timeout(TIMEOUT, self.objects.get_bytes(key, most)).await {
-            Ok(answer) => {
-                self.hangs().answered();
-                answer
-            }
-            Err(_) => {
-                self.hangs().timed_out(Instant::now());
-                Err(unavailable("no answer in time"))
-            }
+        if let Ok(answer) = timeout(TIMEOUT, self.objects.get_bytes(key, most)).await {
+            self.hangs().answered();
+            return answer;
         }
+        self.hangs().timed_out(Instant::now());
+        Err(unavailable("no answer in time"))
     }
 
     fn hangs(&self) -> std::sync::MutexGuard<'_, Hangs> {
