@@ -1,10 +1,16 @@
 //! Clean-up: what failed attempts left in the object store, and marks of publishers that are gone.
 
-use crate::outage::{Outage, pause};
+use crate::outage::{Outage, in_time, pause};
 use anyhow::Context as _;
-use cratemill_store::{PgPool, downloads, objects::Objects, uploads};
+use cratemill_protocol::{Attempt, JobId};
+use cratemill_store::{
+    PgPool, downloads,
+    objects::Objects,
+    uploads::{self, Orphan},
+};
 use std::time::Duration;
 use time::OffsetDateTime;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 const INTERVAL: Duration = Duration::from_mins(5);
@@ -13,6 +19,8 @@ const ORPHAN_AGE: time::Duration = time::Duration::hours(1);
 /// Longer than any message stays on the bus.
 const PUBLISHER_DAYS: i32 = 30;
 const BATCH: i64 = 100;
+/// Nothing waits for it, but a drain.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub async fn run(pool: PgPool, objects: Objects, shutdown: CancellationToken) -> anyhow::Result<()> {
     let mut outage = Outage::new("clean-up");
@@ -31,22 +39,39 @@ pub async fn run(pool: PgPool, objects: Objects, shutdown: CancellationToken) ->
 
 /// Removes what attempts that ended before `before` left behind, and old marks.
 pub async fn round(pool: &PgPool, objects: &Objects, before: OffsetDateTime) -> anyhow::Result<()> {
-    let mut conn = pool.acquire().await?;
+    let mut after = (JobId(0), Attempt(0), String::new());
     loop {
-        let orphans = uploads::orphans(&mut conn, before, BATCH).await?;
+        let orphans = in_time(async {
+            let after = (after.0, after.1, &*after.2);
+            uploads::orphans(&mut *pool.acquire().await?, before, after, BATCH).await
+        });
+        let orphans = orphans.await?;
+        let Some(last) = orphans.last() else { break };
+        after = (last.job, last.attempt, last.name.clone());
+        let mut removed = 0;
         for orphan in &orphans {
-            // First the bytes, then the record: the other way round a crash would leave bytes that nobody knows of.
-            objects
-                .delete(&orphan.object)
-                .await
-                .with_context(|| format!("cannot delete {}", orphan.object))?;
-            uploads::forget(&mut conn, orphan).await?;
+            removed += usize::from(remove(pool, objects, orphan).await?);
         }
-        if orphans.is_empty() {
-            break;
+        if removed > 0 {
+            tracing::info!(uploads = removed, "removed what failed attempts left");
         }
-        tracing::info!(uploads = orphans.len(), "removed what failed attempts left");
     }
-    downloads::forget_publishers(&mut conn, PUBLISHER_DAYS).await?;
+    in_time(async { downloads::forget_publishers(&mut *pool.acquire().await?, PUBLISHER_DAYS).await })
+        .await?;
     Ok(())
+}
+
+/// False if just this object cannot be deleted: it must not keep the others. An error says that nothing can be done now.
+async fn remove(pool: &PgPool, objects: &Objects, orphan: &Orphan) -> anyhow::Result<bool> {
+    // First the bytes, then the record: the other way round a crash would leave bytes that nobody knows of.
+    let deleted = timeout(ANSWER_TIMEOUT, objects.delete(&orphan.object)).await;
+    if let Err(error) = deleted.context("no answer in time").and_then(|deleted| Ok(deleted?)) {
+        let answers = timeout(ANSWER_TIMEOUT, objects.check()).await.context("no answer in time");
+        answers.and_then(|answers| Ok(answers?)).context("the object store is away")?;
+        let error = format!("{error:#}");
+        tracing::warn!(object = orphan.object, error, "what a failed attempt left cannot be deleted now");
+        return Ok(false);
+    }
+    in_time(async { uploads::forget(&mut *pool.acquire().await?, orphan).await }).await?;
+    Ok(true)
 }

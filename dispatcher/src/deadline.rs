@@ -2,7 +2,7 @@
 
 use crate::{
     ending, metrics,
-    outage::{Outage, pause},
+    outage::{Outage, in_time, pause},
     wakes::Wakes,
 };
 use cratemill_protocol::{FailureClass, Outcome, job::Timings};
@@ -28,7 +28,7 @@ pub async fn run(
     let mut outage = Outage::new("deadlines");
     let mut wait = INTERVAL;
     while pause(wait, &shutdown).await {
-        wait = match end_overdue(&pool, wall_s).await {
+        wait = match in_time(end_overdue(&pool, wall_s)).await {
             Ok(ended) => {
                 outage.over();
                 if ended > 0 {

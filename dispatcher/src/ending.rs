@@ -112,7 +112,7 @@ pub fn gone(held: &Held) -> Gone {
     Gone { builder: held.builder, job: held.id, attempt: held.attempt, accepted: held.accepted }
 }
 
-/// A builder that keeps ending attempts badly gets the next ones later and later.
+/// A builder that keeps ending attempts badly gets the next ones later and later. Comes before the attempt leaves its lease.
 async fn judge(
     conn: &mut PgConnection,
     held: &Held,
@@ -126,7 +126,7 @@ async fn judge(
     if good {
         return faults::forget(conn, &[held.builder]).await;
     }
-    if let Some(pause_s) = faults::note(conn, held.builder).await? {
+    if let Some(pause_s) = faults::note(conn, held.id, held.attempt).await? {
         tracing::warn!(builder = %held.builder, pause_s, "one attempt after the other ends badly: the builder gets no job for a while");
     }
     Ok(())

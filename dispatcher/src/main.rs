@@ -9,6 +9,9 @@ fn main() -> ExitCode {
             let process = config.process.clone();
             cratemill_service::run("dispatcher", &process, |context| app::run(*config, context))
         }
-        Invocation::Audit(config) => command::main(&config),
+        Invocation::Audit(mut config) => {
+            config.database.database_url.allow_long_statements();
+            command::main(&config)
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::{
     ending, metrics,
-    outage::{Outage, pause},
+    outage::{Outage, in_time, pause},
     wakes::Wakes,
 };
 use anyhow::{Context as _, anyhow};
@@ -77,10 +77,10 @@ pub async fn turn(pool: &PgPool, wakes: &Wakes, patience: &mut Patience, now: In
 }
 
 async fn round(pool: &PgPool, wakes: &Wakes) -> Result<(), cratemill_store::Error> {
-    while expire_leases(pool).await? > 0 {
+    while in_time(expire_leases(pool)).await? > 0 {
         wakes.attempt_ended();
     }
-    expire_sessions(pool).await
+    in_time(expire_sessions(pool)).await
 }
 
 /// One transaction; returns how many attempts it ended.

@@ -42,7 +42,8 @@ pub struct Signed<'a> {
     pub key_id: i64,
 }
 
-/// Lists the files of a held job, in the manifest's order, and takes the place of what an earlier build made.
+/// Lists the files of a held job, in the manifest's order, and takes the place of what an earlier build made. They are
+/// uploads no more.
 pub async fn publish(
     conn: &mut PgConnection,
     held: &Held,
@@ -82,6 +83,12 @@ pub async fn publish(
         .execute(&mut *conn)
         .await?;
     }
+    sqlx::query("DELETE FROM uploads WHERE job_id = $1 AND attempt = $2 AND name = ANY($3)")
+        .bind(held.id.0)
+        .bind(held.attempt.0)
+        .bind(files.iter().map(|file| &*file.name).collect::<Vec<_>>())
+        .execute(conn)
+        .await?;
     Ok(())
 }
 

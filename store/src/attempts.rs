@@ -127,8 +127,10 @@ pub async fn archived_among(
     let (jobs, numbers): (Vec<i64>, Vec<i32>) =
         attempts.iter().map(|(job, attempt)| (job.0, attempt.0)).unzip();
     let rows: Vec<(i64, i32)> = sqlx::query_as(
-        "SELECT a.job_id, a.attempt FROM all_attempts a
-         JOIN unnest($1::bigint[], $2::int[]) AS p (job, attempt) ON a.job_id = p.job AND a.attempt = p.attempt
+        // Each by itself, by the indexes of the tables: joined as it is, the view would be read whole.
+        "SELECT p.job, p.attempt FROM unnest($1::bigint[], $2::int[]) AS p (job, attempt)
+         CROSS JOIN LATERAL (
+             SELECT log_object FROM all_attempts WHERE job_id = p.job AND attempt = p.attempt LIMIT 1) a
          WHERE a.log_object IS NOT NULL",
     )
     .bind(jobs)

@@ -14,6 +14,20 @@ const MAX_QUEUE_CONNECTIONS: u32 = 3;
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a connection that worked is taken to work still.
 const TRUSTED: Duration = Duration::from_secs(1);
+/// What the server does by itself when a client is gone without a word, so that its locks do not outlive it: without these
+/// it waits for as long as the kernel's defaults say, which is two hours.
+const GUARDS: [(&str, &str); 5] = [
+    // No answer for fifteen seconds: its machine or the network between is gone.
+    ("tcp_keepalives_idle", "5"),
+    ("tcp_keepalives_interval", "5"),
+    ("tcp_keepalives_count", "3"),
+    ("tcp_user_timeout", "15000"),
+    // Its machine answers and it does not: it hangs, or is stopped. Whoever holds a transaction open for longer pings.
+    ("idle_in_transaction_session_timeout", "30s"),
+];
+const STATEMENT_TIMEOUT: &str = "statement_timeout";
+/// Of services, whose statements take milliseconds. One that takes so long waits for a lock, or reads what it should not.
+const LONGEST_STATEMENT: &str = "30s";
 
 #[derive(Debug, Clone, clap::Args)]
 pub struct Database {
@@ -26,6 +40,13 @@ pub struct Database {
 #[derive(Clone)]
 pub struct DatabaseUrl(PgConnectOptions);
 
+impl DatabaseUrl {
+    /// For a person's command that reads whole tables, whatever their size.
+    pub fn allow_long_statements(&mut self) {
+        self.0 = without_statement_timeout(self.0.clone());
+    }
+}
+
 impl std::fmt::Debug for DatabaseUrl {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "DatabaseUrl({}:{})", self.0.get_host(), self.0.get_port())
@@ -35,8 +56,15 @@ impl std::fmt::Debug for DatabaseUrl {
 impl std::str::FromStr for DatabaseUrl {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
-        text.parse().map(Self).map_err(|error: sqlx::Error| format!("not a Postgres URL: {error}"))
+        let options: PgConnectOptions =
+            text.parse().map_err(|error: sqlx::Error| format!("not a Postgres URL: {error}"))?;
+        Ok(Self(options.options(GUARDS).options([(STATEMENT_TIMEOUT, LONGEST_STATEMENT)])))
     }
+}
+
+/// Of several settings of one thing the last counts.
+fn without_statement_timeout(options: PgConnectOptions) -> PgConnectOptions {
+    options.options([(STATEMENT_TIMEOUT, "0")])
 }
 
 /// A pool that connects when first used: a database that is away is not an error here.
@@ -87,7 +115,14 @@ pub async fn migrate(pool: &PgPool) -> Result<(), sqlx::migrate::MigrateError> {
     let mut migrator = sqlx::migrate!("../migrations");
     // During a rolling upgrade the schema may be newer than this program: expand, migrate, contract makes that safe.
     migrator.set_ignore_missing(true);
-    migrator.run(pool).await
+    // On a connection of its own, which takes its time: it may change large tables, or wait for another process that does.
+    let patient = PgPoolOptions::new()
+        .max_connections(1)
+        .acquire_timeout(ACQUIRE_TIMEOUT)
+        .connect_lazy_with(without_statement_timeout(pool.connect_options().as_ref().clone()));
+    let migrated = migrator.run(&patient).await;
+    patient.close().await;
+    migrated
 }
 
 /// For answers of several queries: all of them see the same moment. It is read only, and ends when it is dropped.

@@ -1,4 +1,5 @@
-//! Files that attempts have put into the object store, verified, and not yet visible to anybody.
+//! Files that attempts have put into the object store, verified, and not yet visible to anybody. What is published becomes
+//! an artifact and leaves.
 
 use cratemill_protocol::{ArtifactName, Attempt, JobId, Sha256Hex};
 use sqlx::PgConnection;
@@ -68,19 +69,26 @@ pub struct Orphan {
     pub object: String,
 }
 
+/// The next of them after that attempt's file of that name. Looks at each upload alone: few stay for longer than their
+/// attempt, and of attempts there are as many as there ever were.
 pub async fn orphans(
     conn: &mut PgConnection,
     before: OffsetDateTime,
+    (job, attempt, name): (JobId, Attempt, &str),
     limit: i64,
 ) -> sqlx::Result<Vec<Orphan>> {
     sqlx::query_as(
         "SELECT u.job_id, u.attempt, u.name, u.object
-         FROM uploads u JOIN all_attempts a ON a.job_id = u.job_id AND a.attempt = u.attempt
-         WHERE a.ended_at < $1
+         FROM uploads u CROSS JOIN LATERAL (
+             SELECT ended_at FROM all_attempts WHERE job_id = u.job_id AND attempt = u.attempt LIMIT 1) a
+         WHERE a.ended_at < $1 AND (u.job_id, u.attempt, u.name) > ($2, $3, $4)
            AND NOT EXISTS (SELECT FROM artifacts r WHERE r.job_id = u.job_id AND r.attempt = u.attempt AND r.name = u.name)
-         ORDER BY u.stored_at LIMIT $2",
+         ORDER BY u.job_id, u.attempt, u.name LIMIT $5",
     )
     .bind(before)
+    .bind(job.0)
+    .bind(attempt.0)
+    .bind(name)
     .bind(limit)
     .fetch_all(conn)
     .await

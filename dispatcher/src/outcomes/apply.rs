@@ -3,18 +3,18 @@
 use super::{
     Error,
     follow_up::{self, Binaries, MAX_METADATA_BYTES},
+    reads::Reads,
     verify::{Expected, Verified, verify},
 };
-use crate::ending;
+use crate::{ending, outage::in_time};
 use cratemill_protocol::{
-    FailureClass, JobState, Kind, Outcome, Sha256Hex, bus::OutcomeMessage, job::Timings, manifest::Manifest,
+    ArtifactName, FailureClass, JobState, Kind, Outcome, Sha256Hex, bus::OutcomeMessage, job::Timings,
+    manifest::Manifest,
 };
 use cratemill_store::{
     PgConnection, PgPool, artifacts,
     artifacts::Signed,
-    builders, jobs, objects,
-    objects::Objects,
-    queue,
+    builders, jobs, objects, queue,
     queue::{Held, NewJob},
     sessions, targets, uploads,
     uploads::Upload,
@@ -30,13 +30,13 @@ pub enum Applied {
     Ended { state: JobState, result: &'static str },
 }
 
-/// Applies an outcome. After an error nothing has changed, and it can be applied again.
-pub async fn apply(pool: &PgPool, objects: &Objects, message: &OutcomeMessage) -> Result<Applied, Error> {
-    // Reading from the object store may take long: it comes before the transaction, which holds the job.
-    let document = match &message.outcome {
-        Outcome::Succeeded { .. } => read_metadata(pool, objects, message).await?,
-        _ => None,
-    };
+/// Applies an outcome, with the document that [`read`] found. After an error nothing has changed, and it can be applied
+/// again.
+pub async fn apply(
+    pool: &PgPool,
+    message: &OutcomeMessage,
+    document: Option<Document>,
+) -> Result<Applied, Error> {
     let mut tx = pool.begin().await?;
     let held = queue::hold(&mut tx, message.job, message.attempt).await?;
     let Some(held) = held.filter(|held| held.builder == message.builder) else { return Ok(Applied::Stale) };
@@ -111,32 +111,35 @@ async fn expected(conn: &mut PgConnection, held: &Held) -> Result<Option<Expecte
 }
 
 /// What was stored as a `metadata` artifact, and its checksum.
-struct Document {
+#[derive(Debug)]
+pub struct Document {
     upload: Upload,
     /// Or why it cannot be read.
     json: Result<bytes::Bytes, String>,
 }
 
-/// Reads the metadata document that an outcome claims to have made; its claims are checked later.
-async fn read_metadata(
-    pool: &PgPool,
-    objects: &Objects,
-    message: &OutcomeMessage,
-) -> Result<Option<Document>, Error> {
-    let Some(manifest) = message.manifest.as_deref().and_then(|text| Manifest::parse(text).ok()) else {
+/// The file to be read before the outcome can be applied, where it claims to have made metadata.
+pub(super) fn to_read(message: &OutcomeMessage) -> Option<ArtifactName> {
+    let Outcome::Succeeded { .. } = message.outcome else { return None };
+    let manifest = Manifest::parse(message.manifest.as_deref()?).ok()?;
+    let mut files = manifest.artifacts.into_iter();
+    files.next().filter(|_| manifest.kind == Kind::Metadata).map(|file| file.name)
+}
+
+/// Reads the metadata document that an outcome claims to have made; its claims are checked later. The object store may
+/// take long: this comes before the transaction, which holds the job.
+pub async fn read(pool: &PgPool, reads: &Reads, message: &OutcomeMessage) -> Result<Option<Document>, Error> {
+    let Some(name) = to_read(message) else { return Ok(None) };
+    let uploaded = in_time(async {
+        uploads::of_attempt(&mut *pool.acquire().await?, message.job, message.attempt).await
+    });
+    let Some(upload) = uploaded.await?.into_iter().find(|upload| upload.name == name) else {
         return Ok(None);
     };
-    let Some(first) = manifest.artifacts.first().filter(|_| manifest.kind == Kind::Metadata) else {
-        return Ok(None);
-    };
-    let mut conn = pool.acquire().await?;
-    let uploaded = uploads::of_attempt(&mut conn, message.job, message.attempt).await?;
-    drop(conn);
-    let Some(upload) = uploaded.into_iter().find(|upload| upload.name == first.name) else { return Ok(None) };
     if upload.size.unsigned_abs() > MAX_METADATA_BYTES {
         return Ok(Some(Document { upload, json: Err("the metadata is too long".into()) }));
     }
-    let json = match objects.get_bytes(&upload.object, MAX_METADATA_BYTES).await {
+    let json = match reads.get(&upload.object, MAX_METADATA_BYTES).await {
         Ok(bytes) if Sha256Hex::of(&bytes) == upload.sha256 => Ok(bytes),
         Ok(_) => Err("the stored metadata is not what was uploaded".into()),
         Err(objects::Error::Unavailable(why)) => {

@@ -1,6 +1,6 @@
 //! Failures that are final whatever else is true of the job: many of them in one transaction.
 
-use crate::ending;
+use crate::{ending, outage::in_time};
 use cratemill_protocol::{Outcome, bus::OutcomeMessage};
 use cratemill_store::{
     PgPool, faults, queue,
@@ -23,7 +23,7 @@ pub(super) async fn round(
         let outcome = std::mem::replace(&mut message.outcome, Outcome::Cancelled);
         message.outcome = ending::clean(outcome);
     }
-    match end(pool, &messages).await {
+    match in_time(end(pool, &messages)).await {
         Ok(ended) => messages.iter().map(|of| Ok(ended.contains(&(of.job, of.attempt)))).collect(),
         Err(error) => {
             let error = Arc::new(error);

@@ -6,31 +6,32 @@
 //! are many to a transaction ([`fail`]).
 
 mod apply;
+mod batch;
 mod fail;
 pub mod follow_up;
+mod reads;
 pub mod verify;
 
-pub use apply::{Applied, apply};
+pub use apply::{Applied, Document, apply, read};
+pub use reads::Reads;
 
 use crate::{
     consume::{self, Handled, Work, deliveries},
     metrics,
+    outage::in_time,
     wakes::Wakes,
 };
 use async_nats::jetstream::Message;
-use cratemill_protocol::{
-    JobState,
-    bus::{self, OutcomeBatch, OutcomeMessage},
-    subjects,
-};
+use batch::{Batch, Unreadable};
+use cratemill_protocol::{Attempt, BuilderId, JobId, JobState, bus::OutcomeMessage, subjects};
 use cratemill_service::{
     bus::Bus,
     group::{Group, group},
 };
 use cratemill_store::{PgPool, database, objects::Objects, queue};
 use futures_util::{StreamExt, stream::FuturesUnordered};
-use std::{sync::Arc, time::Duration};
-use tokio::sync::Semaphore;
+use std::{pin::pin, sync::Arc, time::Duration};
+use tokio::{sync::Semaphore, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 const WORK: Work = Work {
@@ -48,10 +49,14 @@ const FEW: usize = 6;
 const MAX_FAILURES: usize = 512;
 /// Something is away: it is back within seconds, or minutes in which the outcome waits on the bus.
 const RETRY: Duration = Duration::from_secs(2);
-/// While an outcome waits for the object store, its attempt keeps the job this long at a time.
+/// While an outcome waits here, its attempt keeps the job this long at a time.
 const HELD_S: i32 = 60;
-/// The database refuses the data each time: after so many times it will not change its mind.
+/// How often an outcome that still waits keeps its job; two may get lost.
+const KEEP_EVERY: Duration = Duration::from_secs(20);
+/// The database refuses the data each time, or no dispatcher can read it: after so many times that will not change.
 const MAX_REFUSED: i64 = 5;
+/// While dispatchers are replaced one after the other, a newer one may be there by then.
+const RETRY_UNREADABLE: Duration = Duration::from_secs(15);
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -85,8 +90,8 @@ pub async fn run(
 #[derive(Debug, Clone)]
 pub struct Outcomes {
     pool: PgPool,
-    objects: Objects,
-    /// Those that have a transaction of their own, and may wait for the object store.
+    reads: Arc<Reads>,
+    /// Those that have a transaction of their own.
     few: Arc<Semaphore>,
     /// Failures that are final need no more than one statement: those of many messages share it.
     failures: Group<OutcomeMessage, Result<bool, Arc<cratemill_store::Error>>>,
@@ -101,18 +106,21 @@ impl Outcomes {
                 answers.send(fail::round(&of_rounds, messages).await);
             }
         };
-        (Self { pool, objects, few: Arc::new(Semaphore::new(FEW)), failures }, rounds)
+        let reads = Arc::new(Reads::new(objects));
+        (Self { pool, reads, few: Arc::new(Semaphore::new(FEW)), failures }, rounds)
     }
 
     /// Handles one message that the bus has handed out `deliveries` times. If one of its outcomes has to wait, it comes
     /// again: those that were applied change nothing then.
     pub async fn handle(&self, payload: &[u8], deliveries: i64) -> Handled {
-        let batch: OutcomeBatch = match bus::decode(payload) {
-            Ok(batch) => batch,
+        let (batch, mut all) = match batch::decode(payload) {
+            Ok(batch) => {
+                let unreadable = self.handle_unreadable(&batch.unreadable, deliveries).await;
+                (batch, unreadable)
+            }
             Err(error) => {
-                tracing::error!(%error, "outcomes cannot be read: dropped, their leases will run out");
-                metrics::outcome("poison");
-                return Handled::Poison;
+                tracing::error!(%error, deliveries, "outcomes cannot be read");
+                (Batch::default(), give_up_or_wait(deliveries))
             }
         };
         // All at once, so that those that share a statement do; the others wait for one of few permits.
@@ -120,7 +128,6 @@ impl Outcomes {
         for outcome in &batch.outcomes {
             handled.push(self.handle_one(outcome, deliveries));
         }
-        let mut all = Handled::Done;
         while let Some(one) = handled.next().await {
             // What is poison is in the log; the others are done.
             if matches!(one, Handled::Later(_)) {
@@ -128,6 +135,21 @@ impl Outcomes {
             }
         }
         all
+    }
+
+    /// What a newer node says, or a damaged one: a newer dispatcher may know it, and the attempt keeps its job until then.
+    async fn handle_unreadable(&self, unreadable: &[Unreadable], deliveries: i64) -> Handled {
+        if unreadable.is_empty() {
+            return Handled::Done;
+        }
+        let handled = give_up_or_wait(deliveries);
+        for one in unreadable {
+            tracing::error!(of = ?one.of, deliveries, "an outcome cannot be read");
+            if let (Some((job, attempt, builder)), Handled::Later(_)) = (one.of, handled) {
+                self.keep(builder, job, attempt).await;
+            }
+        }
+        handled
     }
 
     async fn handle_one(&self, message: &OutcomeMessage, deliveries: i64) -> Handled {
@@ -150,9 +172,7 @@ impl Outcomes {
             }
             Err(error) => {
                 tracing::warn!(%job, %attempt, %error, "an outcome waits");
-                if let Err(error) = keep(&self.pool, message).await {
-                    tracing::debug!(%job, %attempt, %error, "its lease could not be renewed");
-                }
+                self.keep(message.builder, message.job, message.attempt).await;
                 Handled::Later(RETRY)
             }
         }
@@ -168,14 +188,48 @@ impl Outcomes {
                 result: queue::result_name(&message.outcome),
             });
         }
-        let _one_of_few = self.few.acquire().await;
-        apply(&self.pool, &self.objects, message).await
+        let document = if apply::to_read(message).is_some() {
+            // Its builder has forgotten it and the store may hang: nobody else keeps its job meanwhile.
+            self.keep(message.builder, message.job, message.attempt).await;
+            read(&self.pool, &self.reads, message).await?
+        } else {
+            None
+        };
+        let _one_of_few = match self.few.try_acquire() {
+            Ok(one) => Ok(one),
+            Err(_) => self.keeping(message, self.few.acquire()).await,
+        };
+        in_time(apply(&self.pool, message, document)).await
+    }
+
+    /// Waits, and keeps the job of the outcome meanwhile.
+    async fn keeping<T>(&self, message: &OutcomeMessage, wait: impl Future<Output = T>) -> T {
+        let mut wait = pin!(wait);
+        loop {
+            self.keep(message.builder, message.job, message.attempt).await;
+            if let Ok(done) = timeout(KEEP_EVERY, &mut wait).await {
+                return done;
+            }
+        }
+    }
+
+    /// The builder has done its part: its work must not be thrown away because something of ours is away.
+    async fn keep(&self, builder: BuilderId, job: JobId, attempt: Attempt) {
+        let renewed = in_time(async {
+            let mut conn = self.pool.acquire().await?;
+            queue::renew(&mut conn, builder, &[(job, attempt)], HELD_S).await
+        });
+        if let Err(error) = renewed.await {
+            tracing::debug!(%job, %attempt, %error, "its lease could not be renewed");
+        }
     }
 }
 
-/// The builder has done its part: its work must not be thrown away because something of ours is away.
-async fn keep(pool: &PgPool, message: &OutcomeMessage) -> Result<(), cratemill_store::Error> {
-    let mut conn = pool.acquire().await?;
-    queue::renew(&mut conn, message.builder, &[(message.job, message.attempt)], HELD_S).await?;
-    Ok(())
+/// What becomes of a message that cannot be read.
+fn give_up_or_wait(deliveries: i64) -> Handled {
+    if deliveries < MAX_REFUSED {
+        return Handled::Later(RETRY_UNREADABLE);
+    }
+    metrics::outcome("poison");
+    Handled::Poison
 }

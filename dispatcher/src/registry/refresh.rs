@@ -5,6 +5,7 @@ use super::{
     client::{Answer, Registry, Validators},
     lines,
 };
+use crate::outage::in_time;
 use cratemill_protocol::{
     CrateName, Features, Kind, Priority, Target,
     bus::{VersionChange, VersionChanged},
@@ -27,9 +28,7 @@ pub enum RefreshError {
 
 /// Reads the crate's index entry, if it changed since the last time, and brings the database up to date.
 pub async fn refresh(pool: &PgPool, registry: &Registry, wanted: &CrateName) -> Result<(), RefreshError> {
-    let mut conn = pool.acquire().await?;
-    let known = crates::find(&mut conn, wanted).await?;
-    drop(conn);
+    let known = in_time(async { crates::find(&mut *pool.acquire().await?, wanted).await }).await?;
     // The index finds an entry by the registry's own spelling only; we know it once we have seen it.
     let name = known.as_ref().map_or(wanted, |known| &known.name);
     let validators = known.as_ref().map_or_else(Validators::default, |known| Validators {
@@ -37,7 +36,16 @@ pub async fn refresh(pool: &PgPool, registry: &Registry, wanted: &CrateName) -> 
         last_modified: known.last_modified.clone(),
     });
     let answer = registry.entry(name, &validators).await?;
+    in_time(apply(pool, wanted, name, answer)).await
+}
 
+/// One transaction.
+async fn apply(
+    pool: &PgPool,
+    wanted: &CrateName,
+    name: &CrateName,
+    answer: Answer,
+) -> Result<(), RefreshError> {
     let mut tx = pool.begin().await?;
     match answer {
         Answer::Unchanged => {

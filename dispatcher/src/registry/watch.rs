@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     config,
-    outage::{Outage, pause},
+    outage::{Outage, in_time, pause},
 };
 use anyhow::Context as _;
 use cratemill_protocol::CrateName;
@@ -33,7 +33,8 @@ use tokio_util::sync::CancellationToken;
 const CONCURRENCY: usize = 8;
 /// How often a dispatcher that was not elected asks again.
 const ELECTION_INTERVAL: Duration = Duration::from_secs(5);
-/// How often the elected one makes sure that it still has its lock.
+/// How often the elected one makes sure that it still has its lock; the database ends a transaction that is idle for longer
+/// than thirty seconds.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// A crate that cannot be read is left alone, longer each time.
@@ -82,7 +83,7 @@ impl Watch {
     /// Watches for as long as the lock is held; returns at once if another dispatcher has it.
     async fn term(&mut self, outage: &mut Outage) -> anyhow::Result<()> {
         let mut term = self.pool.begin().await?;
-        if !try_lock(&mut term, Alone::RegistryWatch).await? {
+        if !in_time(try_lock(&mut term, Alone::RegistryWatch)).await? {
             outage.over();
             return Ok(());
         }

@@ -1,10 +1,12 @@
 //! Outcomes: which successes are believed, what follows, and what a failure costs.
 
-use crate::support::{ARM, Builder, LINUX, Store, Work, key, lease_now, metadata, no_objects};
+use crate::support::{
+    ARM, Builder, Hanging, LINUX, Store, Work, apply, key, lease_now, metadata, no_objects,
+};
 use cratemill_dispatcher::{
     cleanup,
     consume::Handled,
-    outcomes::{Applied, Outcomes, apply},
+    outcomes::{Applied, Outcomes},
     rescue::{self, Patience},
     wakes::Wakes,
 };
@@ -16,7 +18,8 @@ use cratemill_protocol::{
 use cratemill_store::{
     PgPool, artifacts, attempts, jobs,
     objects::{self, Objects},
-    queue, uploads,
+    queue,
+    uploads::{self, Upload},
 };
 use std::time::Duration;
 use time::OffsetDateTime;
@@ -334,7 +337,97 @@ async fn an_outcome_waits_for_the_object_store(pool: PgPool) {
     assert_eq!(handle(&store.objects, &payload, 2).await, Handled::Done);
     assert_eq!(job(&pool, work.job).await.state, JobState::Succeeded);
     assert_eq!(handle(&store.objects, &payload, 3).await, Handled::Done, "again");
-    assert_eq!(handle(&store.objects, b"no message", 1).await, Handled::Poison);
+    // A dispatcher of another version may be able to read it.
+    assert!(matches!(handle(&store.objects, b"no message", 1).await, Handled::Later(_)));
+    assert_eq!(handle(&store.objects, b"no message", 5).await, Handled::Poison);
+}
+
+/// A newer node says something of one attempt that this program does not know, in one message with others.
+#[sqlx::test(migrations = "../migrations")]
+async fn what_cannot_be_read_costs_nobody_else(pool: PgPool) {
+    let mut conn = pool.acquire().await.unwrap();
+    let builder = Builder::connect(&mut conn, 1).await;
+    let unknown = Work::start(&pool, &builder, Kind::Metadata, "any").await;
+    let version = job(&pool, unknown.job).await.version_id;
+    queue::enqueue(&mut conn, &crate::support::new_job(version, Kind::Tarball, LINUX)).await.unwrap();
+    let known = Work::take(&mut conn, &builder).await;
+    sqlx::query("UPDATE leases SET lease_until = now() + interval '5 s'").execute(&mut *conn).await.unwrap();
+    let mut batch = serde_json::to_value(OutcomeBatch {
+        outcomes: vec![
+            unknown.outcome(&builder, Outcome::Cancelled),
+            known.outcome(&builder, failed(FailureClass::Build)),
+        ],
+    })
+    .unwrap();
+    batch["outcomes"][0]["outcome"] = serde_json::json!({ "result": "postponed", "until": 7 });
+    let payload = bus::encode(&batch);
+
+    let (outcomes, rounds) = Outcomes::new((pool.clone(), pool.clone()), no_objects());
+    let test = async {
+        let later = outcomes.handle(&payload, 1).await;
+        assert!(matches!(later, Handled::Later(_)), "a newer dispatcher may know it: {later:?}");
+        assert_eq!(job(&pool, known.job).await.state, JobState::Failed, "nobody waits for that");
+        let lease_s: f64 =
+            sqlx::query_scalar("SELECT extract(epoch FROM lease_until - now())::float8 FROM leases")
+                .fetch_one(&pool)
+                .await
+                .unwrap();
+        assert!(lease_s > 30.0, "it keeps its job: {lease_s}");
+        assert_eq!(outcomes.handle(&payload, 5).await, Handled::Poison);
+    };
+    tokio::select! {
+        () = test => {}
+        () = rounds => unreachable!("somebody can ask still"),
+    }
+}
+
+/// A store that hangs costs only the outcomes that need it, and these keep their jobs.
+#[sqlx::test(migrations = "../migrations")]
+async fn nobody_else_waits_for_an_object_store_that_hangs(pool: PgPool) {
+    let store = Store::start().await;
+    let mut conn = pool.acquire().await.unwrap();
+    let builder = Builder::connect(&mut conn, 1).await;
+    let mut metadata_work = Work::start(&pool, &builder, Kind::Metadata, "any").await;
+    metadata_work.upload(&pool, &store.objects, "demo.json", &metadata("lib")).await;
+    let version = job(&pool, metadata_work.job).await.version_id;
+    queue::enqueue(&mut conn, &crate::support::new_job(version, Kind::Tarball, LINUX)).await.unwrap();
+    let mut tarball = Work::take(&mut conn, &builder).await;
+    tarball.upload(&pool, &store.objects, "demo.tar.gz", b"bytes").await;
+    // Its builder has been told that its part is done, so that nobody renews this.
+    sqlx::query("UPDATE leases SET lease_until = now() + interval '5 s'").execute(&mut *conn).await.unwrap();
+
+    let mut hanging = Hanging::start().await;
+    let (outcomes, rounds) = Outcomes::new((pool.clone(), pool.clone()), hanging.objects.clone());
+    // More than the places of those that have a transaction of their own.
+    let reading = bus::encode(&OutcomeBatch { outcomes: vec![metadata_work.succeeded(&builder); 8] });
+    let other = bus::encode(&OutcomeBatch { outcomes: vec![tarball.succeeded(&builder)] });
+    let test = async {
+        let mut waits = std::pin::pin!(outcomes.handle(&reading, 1));
+        let meanwhile = async {
+            let question = hanging.asked().await;
+            let lease_s: f64 = sqlx::query_scalar(
+                "SELECT extract(epoch FROM lease_until - now())::float8 FROM leases WHERE job_id = $1",
+            )
+            .bind(metadata_work.job.0)
+            .fetch_one(&pool)
+            .await
+            .unwrap();
+            assert!(lease_s > 30.0, "{lease_s}");
+            assert_eq!(outcomes.handle(&other, 1).await, Handled::Done);
+            question
+        };
+        let _question = tokio::select! {
+            handled = &mut waits => panic!("{handled:?}, before the other"),
+            question = meanwhile => question,
+        };
+        assert_eq!(job(&pool, tarball.job).await.state, JobState::Succeeded);
+        assert!(matches!(waits.await, Handled::Later(_)), "it comes again");
+        assert_eq!(job(&pool, metadata_work.job).await.state, JobState::Running, "nothing is lost");
+    };
+    tokio::select! {
+        () = test => {}
+        () = rounds => unreachable!("somebody can ask still"),
+    }
 }
 
 #[sqlx::test(migrations = "../migrations")]
@@ -344,7 +437,11 @@ async fn what_a_failed_attempt_left_is_removed(pool: PgPool) {
     let builder = Builder::connect(&mut conn, 1).await;
     let mut work = Work::start(&pool, &builder, Kind::Tarball, LINUX).await;
     work.upload(&pool, &store.objects, "demo.tar.gz", b"bytes").await;
-    let object = uploads::of_attempt(&mut conn, work.job, work.attempt).await.unwrap().remove(0).object;
+    let upload = uploads::of_attempt(&mut conn, work.job, work.attempt).await.unwrap().remove(0);
+    let object = upload.object.clone();
+    // The first that it comes to cannot be deleted: for the store it is a folder.
+    let bad = Upload { name: "a".to_owned().try_into().unwrap(), object: "artifacts".into(), ..upload };
+    assert!(uploads::record(&mut conn, work.job, work.attempt, &bad).await.unwrap());
     ended(&pool, &store.objects, &work.outcome(&builder, failed(FailureClass::Timeout))).await;
 
     let hour = time::Duration::hours(1);
@@ -353,4 +450,8 @@ async fn what_a_failed_attempt_left_is_removed(pool: PgPool) {
     cleanup::round(&pool, &store.objects, OffsetDateTime::now_utc() + hour).await.unwrap();
     let gone = store.objects.get_bytes(&object, 100).await;
     assert!(matches!(gone, Err(objects::Error::NotFound(_))), "{gone:?}");
+    let left = uploads::of_attempt(&mut conn, work.job, work.attempt).await.unwrap();
+    assert_eq!(left.iter().map(|upload| &*upload.name).collect::<Vec<_>>(), ["a"], "it is tried again");
+    let away = cleanup::round(&pool, &no_objects(), OffsetDateTime::now_utc() + hour).await;
+    assert!(format!("{:#}", away.unwrap_err()).contains("the object store is away"));
 }

@@ -1,5 +1,6 @@
 //! An object store, a builder with a key, and a job that it works on.
 
+use cratemill_dispatcher::outcomes::{self, Applied, Reads};
 use cratemill_protocol::{
     ArtifactName, Attempt, BuilderId, CrateName, Features, JobId, Kind, Outcome, Priority, Sha256Hex, Target,
     VersionId,
@@ -19,6 +20,10 @@ use cratemill_store::{
     versions::{self, Change, Published},
 };
 use ssh_key::{HashAlg, LineEnding, PrivateKey, private::Ed25519Keypair};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::mpsc,
+};
 
 pub(crate) const LINUX: &str = "x86_64-unknown-linux-gnu";
 pub(crate) const ARM: &str = "aarch64-unknown-linux-gnu";
@@ -45,6 +50,43 @@ impl Store {
 /// An object store that is away.
 pub(crate) fn no_objects() -> Objects {
     objects("http://127.0.0.1:1", "a", "b")
+}
+
+/// An object store that takes connections and never answers.
+pub(crate) struct Hanging {
+    pub(crate) objects: Objects,
+    asked: mpsc::UnboundedReceiver<TcpStream>,
+}
+
+impl Hanging {
+    pub(crate) async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        let (sender, asked) = mpsc::unbounded_channel();
+        tokio::spawn(async move {
+            while let Ok((socket, _)) = listener.accept().await {
+                if sender.send(socket).is_err() {
+                    return;
+                }
+            }
+        });
+        Self { objects: objects(&endpoint, "a", "b"), asked }
+    }
+
+    /// Somebody waits for it; the connection stays open while it is held.
+    pub(crate) async fn asked(&mut self) -> TcpStream {
+        self.asked.recv().await.unwrap()
+    }
+}
+
+/// As the dispatcher applies an outcome that has a transaction of its own.
+pub(crate) async fn apply(
+    pool: &PgPool,
+    objects: &Objects,
+    message: &OutcomeMessage,
+) -> Result<Applied, outcomes::Error> {
+    let document = outcomes::read(pool, &Reads::new(objects.clone()), message).await?;
+    outcomes::apply(pool, message, document).await
 }
 
 fn objects(endpoint: &str, access_key: &str, secret_key: &str) -> Objects {

@@ -1,7 +1,7 @@
 //! Artifacts and the uploads they come from.
 
 use crate::support::{LINUX, Running, job, lease, lose, record, running, succeed, target};
-use cratemill_protocol::{Features, Kind};
+use cratemill_protocol::{Attempt, Features, JobId, Kind};
 use cratemill_store::{
     PgConnection, PgPool,
     artifacts::{self, Signed},
@@ -65,28 +65,26 @@ async fn what_became_no_artifact_is_an_orphan(pool: PgPool) {
     publish(&mut tx, &good, &[file]).await;
     let bad = running(&mut tx, "bad").await;
     record(&mut tx, &bad, "left").await;
+    let left: Vec<String> =
+        sqlx::query_scalar("SELECT name FROM uploads ORDER BY name").fetch_all(&mut *tx).await.unwrap();
+    assert_eq!(left, ["extra", "left"], "what is published is an upload no more");
     let later = OffsetDateTime::now_utc() + Duration::hours(1);
+    let first = (JobId(0), Attempt(0), "");
     let names = |orphans: &[uploads::Orphan]| orphans.iter().map(|o| o.name.clone()).collect::<Vec<_>>();
-    assert_eq!(
-        names(&uploads::orphans(&mut tx, later, 10).await.unwrap()),
-        ["extra"],
-        "the other still runs"
-    );
+    let orphans = uploads::orphans(&mut tx, later, first, 10).await.unwrap();
+    assert_eq!(names(&orphans), ["extra"], "the other still runs");
 
     let held = bad.held(&mut tx).await;
     lose(&mut tx, &held, 0.0).await;
-    assert!(
-        uploads::orphans(&mut tx, OffsetDateTime::now_utc() - Duration::hours(1), 10)
-            .await
-            .unwrap()
-            .is_empty()
-    );
-    let orphans = uploads::orphans(&mut tx, later, 10).await.unwrap();
-    let mut found = names(&orphans);
-    found.sort();
-    assert_eq!(found, ["extra", "left"]);
-    for orphan in &orphans {
+    let hour_ago = OffsetDateTime::now_utc() - Duration::hours(1);
+    assert!(uploads::orphans(&mut tx, hour_ago, first, 10).await.unwrap().is_empty());
+    let page = uploads::orphans(&mut tx, later, first, 1).await.unwrap();
+    assert_eq!(names(&page), ["extra"]);
+    let after = (page[0].job, page[0].attempt, &*page[0].name);
+    let rest = uploads::orphans(&mut tx, later, after, 10).await.unwrap();
+    assert_eq!(names(&rest), ["left"]);
+    for orphan in page.iter().chain(&rest) {
         uploads::forget(&mut tx, orphan).await.unwrap();
     }
-    assert!(uploads::orphans(&mut tx, later, 10).await.unwrap().is_empty());
+    assert!(uploads::orphans(&mut tx, later, first, 10).await.unwrap().is_empty());
 }

@@ -7,9 +7,10 @@ use cratemill_protocol::{
 };
 use cratemill_store::{
     PgPool, crates,
-    database::{self, Alone, Channel},
+    database::{self, Alone, Channel, DatabaseUrl},
     outbox,
 };
+use sqlx::ConnectOptions as _;
 
 #[sqlx::test(migrations = false)]
 async fn processes_migrate_at_once(pool: PgPool) {
@@ -29,6 +30,40 @@ async fn old_code_starts_on_a_newer_schema(pool: PgPool) {
     .await
     .unwrap();
     database::migrate(&pool).await.unwrap();
+}
+
+/// A migration may take longer than any statement of a service.
+#[sqlx::test(migrations = false)]
+async fn migrations_take_their_time(pool: PgPool) {
+    let hasty = pool.connect_options().as_ref().clone().options([("statement_timeout", "1ms")]);
+    database::migrate(&PgPool::connect_lazy_with(hasty)).await.unwrap();
+}
+
+async fn setting(pool: &PgPool, name: &str) -> String {
+    sqlx::query_scalar("SELECT current_setting($1)").bind(name).fetch_one(pool).await.unwrap()
+}
+
+/// A process that is gone without a word holds its locks for seconds, not for hours.
+#[sqlx::test(migrations = false)]
+async fn the_server_notices_clients_that_are_gone(pool: PgPool) {
+    let mut url: DatabaseUrl = pool.connect_options().to_url_lossy().as_str().parse().unwrap();
+    let service = cratemill_store::connect(&url, "service");
+    for pool in [&service, &database::for_queue(&service)] {
+        for (name, expected) in [
+            ("tcp_keepalives_idle", "5"),
+            ("tcp_keepalives_interval", "5"),
+            ("tcp_keepalives_count", "3"),
+            ("tcp_user_timeout", "15000"),
+            ("idle_in_transaction_session_timeout", "30s"),
+            ("statement_timeout", "30s"),
+        ] {
+            assert_eq!(setting(pool, name).await, expected, "{name}");
+        }
+    }
+    url.allow_long_statements();
+    let patient = cratemill_store::connect(&url, "patient");
+    assert_eq!(setting(&patient, "statement_timeout").await, "0");
+    assert_eq!(setting(&patient, "idle_in_transaction_session_timeout").await, "30s");
 }
 
 #[sqlx::test(migrations = "../migrations")]

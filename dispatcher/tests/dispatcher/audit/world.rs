@@ -1,11 +1,11 @@
 //! A world in which all is well: two jobs that ended, one that runs and one that waits.
 
-use crate::support::{Builder, LINUX, Store, Work, lease_now, new_job};
+use crate::support::{Builder, LINUX, Store, Work, apply, lease_now, new_job};
 use cratemill_dispatcher::{
     audit::{Auditor, config::Demands, report::Report},
     logs::Archive,
     outbox,
-    outcomes::{Applied, apply},
+    outcomes::Applied,
     wakes::Wakes,
 };
 use cratemill_protocol::{
