@@ -6,7 +6,7 @@
 use crate::{
     matching::{self, Builder},
     metrics,
-    outage::{Outage, pause},
+    outage::{Outage, in_time, pause},
     registry::{IndexUrl, client::Registry, template::IndexConfig},
     wakes::Wakes,
 };
@@ -91,13 +91,13 @@ impl Assignment {
         // Leases that no node hears of would only run out.
         self.bus.check().map_err(|why| anyhow!("the bus is away: {why}"))?;
         loop {
-            while self.round(config).await? {}
+            while in_time(self.round(config)).await? {}
             if Instant::now() < due {
                 return Ok(due);
             }
             let mut conn = self.pool.acquire().await?;
-            if queue::promote(&mut conn, MAX_PROMOTED).await? == 0 {
-                let next = queue::next_due(&mut conn).await?;
+            if in_time(queue::promote(&mut conn, MAX_PROMOTED)).await? == 0 {
+                let next = in_time(queue::next_due(&mut conn)).await?;
                 let wait = next.and_then(|next| Duration::try_from(next - OffsetDateTime::now_utc()).ok());
                 return Ok(Instant::now() + wait.unwrap_or(POLL).clamp(SHORTEST_WAIT, POLL));
             }

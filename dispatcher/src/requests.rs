@@ -4,6 +4,7 @@
 
 use crate::{
     consume::{self, Handled, Work},
+    outage::in_time,
     wakes::Wakes,
 };
 use async_nats::jetstream::Message;
@@ -63,7 +64,7 @@ async fn record(pool: PgPool, wakes: Arc<Wakes>, mut rounds: Rounds<RequestBatch
     while let Some((batches, answers)) = rounds.next(MAX_MESSAGES).await {
         let count = batches.len();
         let requests: Vec<_> = batches.into_iter().flat_map(|batch| batch.requests).collect();
-        let recorded = match record_all(&pool, &requests).await {
+        let recorded = match in_time(record_all(&pool, &requests)).await {
             Ok(changed) => {
                 tracing::trace!(requests = requests.len(), changed, "requests recorded");
                 wakes.demand.notify_one();

@@ -185,7 +185,7 @@ async fn latency(pool: &PgPool, fleet: &Fleet, jobs: &[NewJob], per_s: f64) -> R
         }
     };
     timeout(TIMEOUT, all).await.context("some jobs reach no builder")?;
-    let wait_us = |(job, at_us): (&JobId, &i64)| Some(i32::try_from(accepted.get(job)? - at_us).ok()?);
+    let wait_us = |(job, at_us): (&JobId, &i64)| i32::try_from(accepted.get(job)? - at_us).ok();
     let waits: Vec<f64> = enqueued.iter().filter_map(wait_us).map(|us| f64::from(us) / 1_000.0).collect();
     ensure!(waits.len() == jobs.len(), "{} of {} jobs were timed", waits.len(), jobs.len());
     Percentiles::of(waits)

@@ -9,7 +9,7 @@ mod waves;
 
 use crate::{
     metrics,
-    outage::{Outage, pause},
+    outage::{Outage, in_time, pause},
     wakes::Wakes,
 };
 use cratemill_service::bus::{Bus, Error};
@@ -48,7 +48,7 @@ pub async fn run(
     let mut outage = Outage::new("the outbox relay");
     let mut length = QueueLength::default();
     while !shutdown.is_cancelled() {
-        match relay(&pool, &bus, &mut length).await {
+        match in_time(relay(&pool, &bus, &mut length)).await {
             Ok(Relayed::Full) => drop(outage.over()),
             Ok(Relayed::Busy) => {
                 outage.over();

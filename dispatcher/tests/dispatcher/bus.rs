@@ -75,7 +75,7 @@ impl Dispatcher {
             lease_s: 60,
         };
         let refreshes = Refreshes::new(pool.clone(), registry);
-        tasks.spawn(wakes::run(pool.clone(), wakes.clone(), shutdown.clone()));
+        tasks.spawn(wakes::run(pool.clone(), own.clone(), wakes.clone(), shutdown.clone()));
         tasks.spawn(requests::run(pool.clone(), own.clone(), wakes.clone(), shutdown.clone()));
         tasks.spawn(assignment::run(assignment, shutdown.clone()));
         let objects = store.objects.clone();
