@@ -165,6 +165,9 @@ pub struct LogMessage {
 pub enum LogBody {
     Stage {
         stage: Stage,
+        /// Bytes of log before it: what a node that resumes the attempt counts on from.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        offset: u64,
     },
     Text {
         /// Bytes of log before this chunk.
@@ -172,9 +175,23 @@ pub enum LogBody {
         text: String,
     },
     /// The attempt ended: nothing follows.
-    End {
-        state: JobState,
-    },
+    End { state: JobState },
+}
+
+impl LogBody {
+    /// Bytes of log up to and with this; nothing goes on after an end.
+    pub fn text_end(&self) -> u64 {
+        match self {
+            Self::Stage { offset, .. } => *offset,
+            Self::Text { offset, text } => offset.saturating_add(text.len() as u64),
+            Self::End { .. } => 0,
+        }
+    }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 /// A domain event, on `event....`: what viewers of jobs, crates, builders and the queue see.

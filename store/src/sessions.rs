@@ -90,6 +90,24 @@ pub async fn close(conn: &mut PgConnection, connection: &str) -> sqlx::Result<bo
     Ok(done.rows_affected() == 1)
 }
 
+/// The run takes no more jobs: its sessions offer no slot, now or by what is still on its way, and what was on its way to
+/// them gives none back.
+pub async fn hold_back(conn: &mut PgConnection, run: &Run) -> sqlx::Result<()> {
+    // Locked in one order, like everywhere. No request has a higher serial.
+    sqlx::query(
+        "WITH held AS (SELECT builder_id FROM builder_sessions WHERE node = $1 AND epoch = $2
+                       ORDER BY builder_id FOR UPDATE)
+         UPDATE builder_sessions s SET slots = 0, in_flight = '{}', serial = $3
+         FROM held WHERE s.builder_id = held.builder_id",
+    )
+    .bind(&run.name)
+    .bind(run.epoch)
+    .bind(i64::MAX)
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
 /// Records what a builder asked for, unless a newer request is recorded already. False: nothing changed.
 pub async fn request(conn: &mut PgConnection, request: &BuildRequest) -> sqlx::Result<bool> {
     Ok(requests(conn, std::slice::from_ref(request)).await? == 1)

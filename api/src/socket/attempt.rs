@@ -11,13 +11,15 @@ use super::{
     effects::{Input, Work},
     ready::MAX_UNACKED_EVENTS,
 };
+use anyhow::bail;
+use bytes::Bytes;
 use cratemill_protocol::{
-    BuilderId,
+    BuilderId, Stage,
     builder::{Event, JobEvent, JobRef, JobResponse},
     bus::{self, LogBody, LogMessage, OutcomeMessage},
     subjects,
 };
-use cratemill_service::clock;
+use cratemill_service::{bus::Error, clock};
 use std::{
     sync::Arc,
     time::{Duration, Instant},
@@ -26,6 +28,10 @@ use tokio::sync::mpsc;
 
 /// How long to go on trying to store one message; then the builder is sent away and resends.
 const PATIENCE: Duration = Duration::from_mins(1);
+/// How long to wait for one acknowledgement before the connection is looked at again.
+const ONE_TRY: Duration = Duration::from_secs(2);
+/// While the bus is away; its client comes back within seconds.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// The window of events, the acceptance and the outcome.
 const QUEUE: usize = MAX_UNACKED_EVENTS as usize + 2;
 
@@ -52,12 +58,13 @@ pub(super) fn start(
     let tasks = sockets.tasks.clone();
     tasks.spawn(async move {
         let mut fence = Fence { lease: sockets.config.lease(), until: None };
+        let mut stages = Stages::default();
         while let Some(work) = receiver.recv().await {
-            if matches!(work, Work::Event(_)) && fence.is_low(Instant::now()) && inputs.is_closed() {
+            if matches!(work, Work::Event(..)) && fence.is_low(Instant::now()) && inputs.is_closed() {
                 // Nobody renews the lease of a connection that is gone. The builder sends the rest where it resumes.
                 return;
             }
-            let (input, last) = match perform(&sockets, builder, job, work, &mut fence).await {
+            let (input, last) = match perform(&sockets, builder, job, work, &mut fence, &mut stages).await {
                 Ok(Some(input)) => {
                     let last = matches!(input, Input::LeaseLost(_) | Input::OutcomeStored(_));
                     (input, last)
@@ -104,6 +111,22 @@ impl Fence {
     }
 }
 
+/// Which stage of the attempt the database knows of. They follow each other, so a builder that goes back and forth costs it
+/// four transactions a connection, and not one a message.
+#[derive(Debug, Default)]
+struct Stages(Option<Stage>);
+
+impl Stages {
+    fn is_next(&mut self, stage: Stage) -> bool {
+        let place = |stage: &Stage| Stage::ALL.iter().position(|other| other == stage);
+        let next = self.0.is_none_or(|last| place(&stage) > place(&last));
+        if next {
+            self.0 = Some(stage);
+        }
+        next
+    }
+}
+
 /// Does one piece of work; the answer is what the session is to know.
 async fn perform(
     sockets: &Sockets,
@@ -111,23 +134,25 @@ async fn perform(
     job: JobRef,
     work: Work,
     fence: &mut Fence,
+    stages: &mut Stages,
 ) -> anyhow::Result<Option<Input>> {
     match work {
         Work::Accept => {
             let held = fence.renew(sockets, builder, job).await?;
             Ok((!held).then_some(Input::LeaseLost(job)))
         }
-        Work::Event(event) => {
+        Work::Event(event, text) => {
             let seq = event.seq;
             if fence.is_low(Instant::now()) && !fence.renew(sockets, builder, job).await? {
                 return Ok(Some(Input::LeaseLost(job)));
             }
             if let Event::Stage { stage } = event.event
+                && stages.is_next(stage)
                 && !database::set_stage(sockets, builder, job, stage).await?
             {
                 return Ok(Some(Input::LeaseLost(job)));
             }
-            store_event(sockets, event, fence.left(Instant::now()).min(PATIENCE)).await?;
+            store_event(sockets, event, text, fence.left(Instant::now()).min(PATIENCE)).await?;
             Ok(Some(Input::Stored { job, seq }))
         }
         Work::Outcome(response) => {
@@ -137,16 +162,41 @@ async fn perform(
     }
 }
 
-async fn store_event(sockets: &Sockets, event: JobEvent, patience: Duration) -> anyhow::Result<()> {
+async fn store_event(sockets: &Sockets, event: JobEvent, end: u64, patience: Duration) -> anyhow::Result<()> {
     let JobEvent { job, attempt, seq, event } = event;
     let body = match event {
-        Event::Stage { stage } => LogBody::Stage { stage },
+        Event::Stage { stage } => LogBody::Stage { stage, offset: end },
         Event::Log { offset, text } => LogBody::Text { offset, text },
     };
     let message = LogMessage { job, attempt, seq, at_ms: clock::now_ms(), body };
     let id = format!("l-{job}-{attempt}-{seq}");
-    sockets.bus.store(&subjects::log(job, attempt), &id, bus::encode(&message).into(), patience).await?;
-    Ok(())
+    publish(sockets, &subjects::log(job, attempt), &id, bus::encode(&message).into(), patience).await
+}
+
+/// Only over a connection that stands, at each try: the client keeps what it is given while it has none, and would send it
+/// when it has one again, perhaps after the lease and after the log's end.
+async fn publish(
+    sockets: &Sockets,
+    subject: &str,
+    id: &str,
+    payload: Bytes,
+    patience: Duration,
+) -> anyhow::Result<()> {
+    let bus = &sockets.bus;
+    let until = Instant::now() + patience;
+    loop {
+        while let Err(why) = bus.check() {
+            if Instant::now() >= until {
+                bail!("the bus is away: {why}");
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+        let left = until.saturating_duration_since(Instant::now());
+        match bus.store(subject, id, payload.clone(), left.min(ONE_TRY)).await {
+            Err(Error::Unavailable(_)) if Instant::now() < until => tokio::time::sleep(LOOK_AGAIN).await,
+            stored => return stored.map(drop).map_err(Into::into),
+        }
+    }
 }
 
 pub(super) async fn store_outcome(
@@ -166,4 +216,27 @@ pub(super) async fn store_outcome(
         at_ms: clock::now_ms(),
     };
     sockets.groups.store(message).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_database_hears_of_each_stage_once() {
+        let mut stages = Stages::default();
+        let said = [
+            (Stage::Fetch, true),
+            (Stage::Fetch, false),
+            (Stage::Build, true),
+            (Stage::Fetch, false),
+            (Stage::Build, false),
+            (Stage::Upload, true),
+            (Stage::Package, false),
+        ];
+        for (stage, next) in said {
+            assert_eq!(stages.is_next(stage), next, "{stage}");
+        }
+        assert!(Stages::default().is_next(Stage::Package), "the attempt of an earlier connection");
+    }
 }

@@ -45,6 +45,8 @@ struct Connection {
     place: Option<Place>,
     builder: Option<(BuilderId, String)>,
     attempts: HashMap<JobRef, Attempt>,
+    /// The builder sent more log than it may: until then nothing is read from it.
+    reads_from: Option<Instant>,
     demand: Option<Demand>,
     draining: Arc<AtomicBool>,
 }
@@ -65,6 +67,7 @@ pub(super) async fn run(socket: WebSocket, encoding: Encoding, sockets: Arc<Sock
         place: Some(place),
         builder: None,
         attempts: HashMap::new(),
+        reads_from: None,
         demand: None,
         draining: Arc::default(),
     };
@@ -89,7 +92,7 @@ impl Connection {
         let mut tick = pin!(tokio::time::sleep_until(self.session.deadline().into()));
         while !self.session.is_closed() {
             let input = tokio::select! {
-                frame = self.socket.recv() => match self.parse(frame) {
+                frame = next_frame(&mut self.socket, self.reads_from) => match self.parse(frame) {
                     Some(input) => input,
                     None => return,
                 },
@@ -228,6 +231,11 @@ impl Connection {
     fn work(&mut self, job: JobRef, work: Work) -> Result<(), &'static str> {
         let Some((builder, _)) = self.builder else { return Err("not logged in") };
         let last = matches!(work, Work::Outcome(_));
+        if let Work::Event(event, _) = &work {
+            let now = Instant::now();
+            let wait = self.sockets.rates.wait(builder, &event.event, now);
+            self.reads_from = (!wait.is_zero()).then_some(now + wait);
+        }
         let attempt = self
             .attempts
             .entry(job)
@@ -284,6 +292,13 @@ async fn close_session(sockets: &Sockets, builder: BuilderId, name: &str, connec
         tracing::warn!(%builder, error = format!("{error:#}"), "cannot record yet that a builder left");
         sockets.connections().forget_told();
     }
+}
+
+async fn next_frame(socket: &mut WebSocket, from: Option<Instant>) -> Option<Result<Message, axum::Error>> {
+    if let Some(from) = from {
+        tokio::time::sleep_until(from.into()).await;
+    }
+    socket.recv().await
 }
 
 async fn place_wanted(place: Option<&Place>) {

@@ -50,16 +50,18 @@ pub(super) async fn open(
         let of = JobRef { job: *job, attempt: *attempt };
         answers.push(if accept(sockets, builder, of).await? {
             // What was acknowledged the builder has forgotten, even if the bus has lost it: the archive tells of the gap.
-            let stored = last_stored(sockets, of).await?.max(next_seq.saturating_sub(1));
-            Resumed::Continue {
+            let (stored, text) = last_stored(sockets, of).await?;
+            let stored = stored.max(next_seq.saturating_sub(1));
+            let answer = Resumed::Continue {
                 job: *job,
                 attempt: *attempt,
                 next_seq: stored + 1,
                 lease_s: sockets.config.lease_s,
                 token: token(sockets, of),
-            }
+            };
+            (answer, text)
         } else {
-            Resumed::Lost { job: *job, attempt: *attempt }
+            (Resumed::Lost { job: *job, attempt: *attempt }, 0)
         });
     }
     let (drain, changes) = (opened.drain, opened.changes);
@@ -121,14 +123,17 @@ fn lease(sockets: &Sockets) -> i32 {
     i32::try_from(sockets.config.lease_s).unwrap_or(i32::MAX)
 }
 
-/// The number of the newest event of the attempt that the bus has; 0 for none. Asked of the stream's leader: another
+/// The number of the newest event of the attempt that the bus has, and where its text ends; 0 for none. Asked of the stream's leader: another
 /// server may lack events that the builder knows to be stored, and has forgotten.
-async fn last_stored(sockets: &Sockets, job: JobRef) -> anyhow::Result<u64> {
+async fn last_stored(sockets: &Sockets, job: JobRef) -> anyhow::Result<(u64, u64)> {
     let stream = sockets.bus.jetstream.get_stream_no_info(subjects::LOGS_STREAM).await?;
     let subject = subjects::log(job.job, job.attempt);
     match stream.get_last_raw_message_by_subject(&subject).await {
-        Ok(message) => Ok(bus::decode::<LogMessage>(&message.payload).context("a message of the log")?.seq),
-        Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(0),
+        Ok(message) => {
+            let last: LogMessage = bus::decode(&message.payload).context("a message of the log")?;
+            Ok((last.seq, last.body.text_end()))
+        }
+        Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok((0, 0)),
         Err(error) => Err(error.into()),
     }
 }

@@ -9,7 +9,11 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::Instant};
+
+/// Between two requests of one connection: each is a message, an update and a look for jobs. A builder that frees slots one
+/// after the other waits no longer for its next job than it takes to start one.
+const PERIOD: Duration = Duration::from_millis(20);
 
 #[derive(Debug)]
 pub(super) struct Demand {
@@ -63,6 +67,7 @@ impl Demand {
 /// Until nothing newer is pending, or the connection has ended.
 async fn publish(sockets: &Sockets, pending: &Mutex<Pending>, inputs: &mpsc::Sender<Input>) {
     while let Some(mut request) = next(pending) {
+        let started = Instant::now();
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
         while let Err(error) = sockets.groups.request(request.clone()).await {
             tracing::warn!(error = format!("{error:#}"), "cannot publish a builder's demand yet");
@@ -73,6 +78,8 @@ async fn publish(sockets: &Sockets, pending: &Mutex<Pending>, inputs: &mpsc::Sen
             tokio::time::sleep(backoff.next_wait()).await;
             request = lock(pending).newest.take().unwrap_or(request);
         }
+        // The first after a quiet time goes out at once.
+        tokio::time::sleep_until(started + PERIOD).await;
     }
 }
 

@@ -64,8 +64,8 @@ pub(super) struct Renewed {
 
 #[derive(Debug)]
 pub(super) struct Opened {
-    /// The answers to the builder's resumes, and how much of each log is stored.
-    pub resumed: Vec<Resumed>,
+    /// The answers to the builder's resumes, and how much text of each is stored.
+    pub resumed: Vec<(Resumed, u64)>,
     pub drain: bool,
     /// How often others had changed sessions of this node when this one began.
     pub changes: i64,
@@ -101,7 +101,8 @@ pub(super) enum Effect {
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Work {
     Accept,
-    Event(JobEvent),
+    /// And how much text of the attempt there is with it.
+    Event(JobEvent, u64),
     Outcome(Box<JobResponse>),
 }
 

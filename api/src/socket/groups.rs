@@ -8,16 +8,20 @@ use cratemill_protocol::{
     subjects,
 };
 use cratemill_service::{
+    backoff::Backoff,
     bus::Bus,
     group::{Group, Rounds, group},
 };
-use cratemill_store::{PgPool, queue, queue::Accept};
+use cratemill_store::{PgPool, database, queue, queue::Accept};
 use std::{fmt::Write as _, time::Duration};
 
 /// Items that wait for a round, beyond which those who ask wait.
 const WAITING: usize = 1_024;
 /// Acceptances in one statement: a few milliseconds.
 const MAX_ACCEPTS: usize = 512;
+/// A deadlock or a broken connection is gone at the second; a failover ends within a second or two. With a wait for a
+/// connection before each it stays far below a lease.
+const ACCEPT_TRIES: u32 = 4;
 /// Outcomes, or requests, in one round.
 const MAX_MESSAGES: usize = 512;
 /// The most that one bus message may hold is 1 MB.
@@ -115,12 +119,13 @@ async fn accept_round(means: &Means, accepts: &[Accept]) -> Vec<Result<bool, Fai
     let mut sorted = accepts.to_vec();
     sorted.sort_by_key(|of| (of.job, of.attempt, of.builder));
     sorted.dedup();
-    let round = async {
+    let round = || async {
         let mut tx = means.pool.begin().await?;
         let held = queue::accept_all(&mut tx, &sorted, means.lease_s).await?;
         tx.commit().await.map(|()| held)
     };
-    match round.await.context("cannot record that jobs were accepted") {
+    // Saying so twice changes nothing.
+    match patiently(round).await.context("cannot record that jobs were accepted") {
         Ok(held) => accepts
             .iter()
             // A lease is one builder's: another that says the same was never in `held`.
@@ -128,6 +133,24 @@ async fn accept_round(means: &Means, accepts: &[Accept]) -> Vec<Result<bool, Fai
             .collect(),
         Err(error) => accepts.iter().map(|_| Err(format!("{error:#}"))).collect(),
     }
+}
+
+/// Again while that can help: each failure would send hundreds of builders away.
+async fn patiently<T, F>(mut round: impl FnMut() -> F) -> Result<T, cratemill_store::Error>
+where
+    F: Future<Output = Result<T, cratemill_store::Error>>,
+{
+    let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
+    for _ in 1..ACCEPT_TRIES {
+        match round().await {
+            Err(error) if !database::is_permanent(&error) => {
+                tracing::warn!(%error, "recording again that jobs were accepted");
+            }
+            done => return done,
+        }
+        tokio::time::sleep(backoff.next_wait()).await;
+    }
+    round().await
 }
 
 /// Puts items on the bus, several in a message.
@@ -220,6 +243,22 @@ mod tests {
             signature: None,
             at_ms: 0,
         }
+    }
+
+    #[tokio::test]
+    async fn a_round_is_tried_again_only_if_that_can_help() {
+        let rounds = async |failures: u32, error: fn() -> cratemill_store::Error| {
+            let mut tries = 0;
+            let round = || {
+                tries += 1;
+                std::future::ready(if tries > failures { Ok(()) } else { Err(error()) })
+            };
+            let result = patiently(round).await;
+            (result.is_ok(), tries)
+        };
+        assert_eq!(rounds(2, || cratemill_store::Error::WorkerCrashed).await, (true, 3));
+        assert_eq!(rounds(99, || cratemill_store::Error::WorkerCrashed).await, (false, ACCEPT_TRIES));
+        assert_eq!(rounds(99, || cratemill_store::Error::Decode("the data".into())).await, (false, 1));
     }
 
     #[test]

@@ -23,7 +23,8 @@ impl Sockets {
     }
 }
 
-/// Until the node drains. No builder can log in before this node hears what is said to it.
+/// Until the node has drained. No builder can log in before this node hears what is said to it, and while it drains it
+/// hands back what is still given to those who leave: nobody waits for a job that nobody has.
 pub(super) async fn run(sockets: &Arc<Sockets>) {
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
     while !sockets.shutdown.is_cancelled() {
@@ -51,9 +52,25 @@ async fn listen(sockets: &Arc<Sockets>) -> anyhow::Result<()> {
     tokio::select! {
         () = delivered => anyhow::bail!("the subscription ended"),
         () = liveness::run(sockets) => {}
-        () = sockets.shutdown.cancelled() => {}
+        () = drained(sockets) => {}
     }
     Ok(())
+}
+
+/// Returns once the node is to go and every connection has ended.
+async fn drained(sockets: &Sockets) {
+    sockets.shutdown.cancelled().await;
+    sockets.tasks.close();
+    // Beside the wait: a database that is away holds nobody up, and what is assigned meanwhile is handed back.
+    tokio::join!(hold_back(sockets), sockets.tasks.wait());
+}
+
+/// Dispatchers are to look elsewhere, before each connection has said for itself that it ended.
+async fn hold_back(sockets: &Sockets) {
+    let held = async { sessions::hold_back(&mut *sockets.pool.acquire().await?, &sockets.run).await };
+    if let Err(error) = held.await {
+        tracing::warn!(%error, "cannot say that this node takes no more jobs");
+    }
 }
 
 fn deliver(sockets: &Arc<Sockets>, message: NodeMessage) {

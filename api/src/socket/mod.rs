@@ -14,6 +14,7 @@ mod groups;
 mod inbox;
 mod liveness;
 mod lobby;
+mod log;
 mod ready;
 mod returns;
 mod session;
@@ -74,6 +75,7 @@ pub(crate) struct Sockets {
     lobby: Arc<Lobby>,
     lookups: Arc<Semaphore>,
     returns: Returns,
+    rates: log::Rates,
     /// Every connection, and every attempt that still has something to store.
     tasks: TaskTracker,
     shutdown: CancellationToken,
@@ -110,6 +112,7 @@ impl Sockets {
             lobby: Arc::default(),
             lookups: Arc::new(Semaphore::new(MAX_LOOKUPS)),
             returns: Returns::default(),
+            rates: log::Rates::default(),
             tasks: TaskTracker::new(),
             shutdown,
         };

@@ -1,20 +1,25 @@
 //! A builder that is logged in: its attempts, their events and their ends. Pure, like the session it is part of.
 
-use super::effects::{Effect, Input, Renewed, Work, close, name_of};
+use super::{
+    effects::{Effect, Input, Renewed, Work, close, name_of},
+    log::Text,
+    session::Config,
+};
 use cratemill_protocol::{
     FailureClass, Outcome,
     builder::{
         CANCEL_GRACE_S, CancelReason, ClientMessage, CloseReason, Event, Heartbeat, JobEvent, JobRef,
-        JobResponse, MAX_LOG_CHUNK_BYTES, MAX_MANIFEST_BYTES, MAX_SLOTS, Resumed, ServerMessage,
+        JobResponse, MAX_MANIFEST_BYTES, MAX_SLOTS, Resumed, ServerMessage,
     },
     job::Timings,
 };
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::{
+    collections::{BTreeSet, HashMap, VecDeque},
+    time::{Duration, Instant},
+};
 
 /// Events of one attempt that may be under way; a builder that sends more does not wait for acknowledgements.
 pub(super) const MAX_UNACKED_EVENTS: u32 = 256;
-/// Ten times the default log limit of a job: a bound against a builder that enforces none.
-const MAX_LOG_BYTES: u64 = 160 << 20;
 /// Every tenth of a second of a day.
 const MAX_EVENTS: u64 = 864_000;
 /// Attempts that are over and may still be on their way to the dispatchers as assigned: requests follow each other within
@@ -35,6 +40,10 @@ pub(super) struct Ready {
     lease_s: u32,
     /// A heartbeat is being answered: until then others wait for the next.
     renewing: bool,
+    /// When the last heartbeat was that leases were renewed for.
+    renewed: Option<Instant>,
+    /// Others before this has passed are only heard: each costs the database a statement.
+    renew_period: Duration,
 }
 
 /// How far an attempt is.
@@ -44,15 +53,18 @@ struct Progress {
     received: u64,
     /// The newest event stored.
     stored: u64,
-    /// Text since this connection began; the offsets are the builder's own word.
-    log_bytes: u64,
+    text: Text,
     accepted: bool,
     ended: bool,
 }
 
 impl Progress {
-    fn new(stored: u64, accepted: bool) -> Self {
-        Self { received: stored, stored, log_bytes: 0, accepted, ended: false }
+    fn new(log_bytes: u64) -> Self {
+        Self { received: 0, stored: 0, text: Text::new(log_bytes), accepted: false, ended: false }
+    }
+
+    fn resumed(stored: u64, text: u64) -> Self {
+        Self { received: stored, stored, text: Text::resumed(text), accepted: true, ended: false }
     }
 
     /// The builder took the job or did not.
@@ -63,23 +75,31 @@ impl Progress {
 
 impl Ready {
     /// Starts with what the builder resumes.
-    pub(super) fn new(resumed: &[Resumed], draining: bool, lease_s: u32) -> Self {
-        let attempts = resumed.iter().filter_map(|answer| match answer {
+    pub(super) fn new(resumed: &[(Resumed, u64)], draining: bool, config: &Config) -> Self {
+        let attempts = resumed.iter().filter_map(|(answer, text)| match answer {
             Resumed::Continue { job, attempt, next_seq, .. } => Some((
                 JobRef { job: *job, attempt: *attempt },
-                Progress::new(next_seq.saturating_sub(1), true),
+                Progress::resumed(next_seq.saturating_sub(1), *text),
             )),
             Resumed::Lost { .. } => None,
         });
         let attempts = attempts.collect();
-        Self { attempts, ended: VecDeque::new(), draining, lease_s, renewing: false }
+        Self {
+            attempts,
+            ended: VecDeque::new(),
+            draining,
+            lease_s: config.lease_s,
+            renewing: false,
+            renewed: None,
+            renew_period: config.heartbeat() / 2,
+        }
     }
 
     pub(super) fn is_draining(&self) -> bool {
         self.draining
     }
 
-    pub(super) fn message(&mut self, message: ClientMessage) -> Vec<Effect> {
+    pub(super) fn message(&mut self, message: ClientMessage, now: Instant) -> Vec<Effect> {
         match message {
             ClientMessage::JobRequest { slots } if slots <= MAX_SLOTS => {
                 vec![self.ask(if self.draining { 0 } else { slots })]
@@ -94,7 +114,7 @@ impl Ready {
             }
             ClientMessage::JobEvent(event) => self.event(event),
             ClientMessage::JobResponse(response) => self.response(response),
-            ClientMessage::Heartbeat(heartbeat) => self.heartbeat(heartbeat),
+            ClientMessage::Heartbeat(heartbeat) => self.heartbeat(heartbeat, now),
             ClientMessage::Goodbye { why } => self.goodbye(&why),
             message @ (ClientMessage::Hello(_) | ClientMessage::ChallengeResponse(_)) => {
                 close(CloseReason::Protocol, format!("{} is not expected now", name_of(&message)))
@@ -133,12 +153,10 @@ impl Ready {
                 "events are numbered from 1 without gaps and end with the response",
             );
         }
-        if let Event::Log { offset, text } = &event.event {
-            progress.log_bytes += text.len() as u64;
-            let total = progress.log_bytes.max(offset.saturating_add(text.len() as u64));
-            if text.len() > MAX_LOG_CHUNK_BYTES || total > MAX_LOG_BYTES {
-                return close(CloseReason::Protocol, "the log is beyond the limits of the protocol");
-            }
+        if let Event::Log { offset, text } = &event.event
+            && let Err(why) = progress.text.take(*offset, text)
+        {
+            return close(CloseReason::Protocol, why);
         }
         if event.seq > MAX_EVENTS {
             return close(CloseReason::Protocol, "more events than an attempt may have");
@@ -147,7 +165,7 @@ impl Ready {
             return close(CloseReason::Flood, "too many events that are not acknowledged");
         }
         progress.received = event.seq;
-        vec![Effect::Work(job, Work::Event(event))]
+        vec![Effect::Work(job, Work::Event(event, progress.text.end()))]
     }
 
     fn response(&mut self, response: JobResponse) -> Vec<Effect> {
@@ -168,7 +186,7 @@ impl Ready {
         vec![Effect::Work(job, Work::Outcome(Box::new(response)))]
     }
 
-    fn heartbeat(&mut self, heartbeat: Heartbeat) -> Vec<Effect> {
+    fn heartbeat(&mut self, heartbeat: Heartbeat, now: Instant) -> Vec<Effect> {
         if heartbeat.running.len() > MAX_RUNNING {
             return close(CloseReason::Protocol, "more running jobs than a builder may have");
         }
@@ -176,7 +194,10 @@ impl Ready {
         let (held, gone): (Vec<_>, Vec<_>) =
             running.into_iter().partition(|job| self.attempts.contains_key(job));
         let mut effects: Vec<_> = gone.into_iter().map(lease_lost).collect();
-        if !held.is_empty() && !std::mem::replace(&mut self.renewing, true) {
+        let early = self.renewed.is_some_and(|renewed| now < renewed + self.renew_period);
+        if !held.is_empty() && !early && !self.renewing {
+            self.renewing = true;
+            self.renewed = Some(now);
             effects.push(Effect::Renew(held));
         }
         effects
@@ -218,7 +239,7 @@ impl Ready {
                 }
                 for job in &jobs {
                     let of = JobRef { job: job.id, attempt: job.attempt };
-                    self.attempts.insert(of, Progress::new(0, false));
+                    self.attempts.insert(of, Progress::new(job.limits.log_bytes));
                 }
                 let frames = jobs.chunks(MAX_JOBS_IN_FRAME);
                 frames.map(|jobs| Effect::Send(ServerMessage::Jobs { jobs: jobs.to_vec() })).collect()

@@ -46,6 +46,10 @@ pub(super) struct Config {
 }
 
 impl Config {
+    pub(super) fn heartbeat(&self) -> Duration {
+        Duration::from_secs(u64::from(self.heartbeat_s))
+    }
+
     pub(super) fn lease(&self) -> Duration {
         Duration::from_secs(u64::from(self.lease_s))
     }
@@ -128,7 +132,7 @@ impl Session {
                 if !self.bucket.take(now) {
                     return close(CloseReason::Flood, "too many messages");
                 }
-                self.message(*message)
+                self.message(*message, now)
             }
             Input::KeepAlive if !self.bucket.take(now) => close(CloseReason::Flood, "too many frames"),
             Input::Malformed(why) => close(CloseReason::Protocol, why),
@@ -160,13 +164,13 @@ impl Session {
         matches!(&self.state, State::Ready(ready) if ready.is_draining())
     }
 
-    fn message(&mut self, message: ClientMessage) -> Vec<Effect> {
+    fn message(&mut self, message: ClientMessage, now: Instant) -> Vec<Effect> {
         match (&mut self.state, message) {
             (State::Hello, ClientMessage::Hello(hello)) => self.hello(hello),
             (State::Challenged(_), ClientMessage::ChallengeResponse(response)) => {
                 self.signature(&response.signature)
             }
-            (State::Ready(ready), message) => ready.message(message),
+            (State::Ready(ready), message) => ready.message(message, now),
             (_, message) => {
                 let name = name_of(&message);
                 close(CloseReason::Protocol, format!("{name} is not expected now"))
@@ -238,14 +242,14 @@ impl Session {
         let State::Opening(identity) = std::mem::replace(&mut self.state, State::Closed) else {
             return Vec::new();
         };
-        let ready = Ready::new(&resumed, drain, self.config.lease_s);
+        let ready = Ready::new(&resumed, drain, &self.config);
         let mut effects = vec![Effect::Send(ServerMessage::Welcome(Welcome {
             builder: identity.builder,
             name: identity.name,
             heartbeat_s: self.config.heartbeat_s,
             lease_s: self.config.lease_s,
             limits: limits(),
-            resumed,
+            resumed: resumed.into_iter().map(|(answer, _)| answer).collect(),
         }))];
         if drain {
             effects.push(Effect::Send(ServerMessage::Drain));
@@ -269,7 +273,7 @@ impl Session {
     }
 
     fn heartbeat(&self) -> Duration {
-        Duration::from_secs(u64::from(self.config.heartbeat_s))
+        self.config.heartbeat()
     }
 }
 

@@ -88,6 +88,10 @@ impl Fixture {
     }
 
     fn ready() -> Self {
+        Self::opened(vec![])
+    }
+
+    fn opened(resumed: Vec<(Resumed, u64)>) -> Self {
         let mut fixture = Self::new();
         let challenge = fixture.challenge();
         let response = fixture.sign(AUTH_NAMESPACE, &challenge.signed_bytes(&fixture.fingerprint()));
@@ -96,7 +100,7 @@ impl Fixture {
             matches!(&effects[..], [Effect::Open { targets, .. }] if targets == &[target("x86_64-unknown-linux-gnu")]),
             "only targets that the operator allows: {effects:?}"
         );
-        let opened = Opened { resumed: vec![], drain: false, changes: 0 };
+        let opened = Opened { resumed, drain: false, changes: 0 };
         let effects = fixture.tell(Input::Opened(Box::new(opened)));
         assert!(matches!(&effects[..], [Effect::Send(ServerMessage::Welcome(_))]));
         fixture
@@ -138,8 +142,13 @@ fn job(of: JobRef) -> Job {
     }
 }
 
+/// All chunks are of one length.
 fn log(of: JobRef, seq: u64, text: &str) -> ClientMessage {
-    let event = Event::Log { offset: 0, text: text.into() };
+    log_at(of, seq, (seq - 1) * text.len() as u64, text)
+}
+
+fn log_at(of: JobRef, seq: u64, offset: u64, text: &str) -> ClientMessage {
+    let event = Event::Log { offset, text: text.into() };
     ClientMessage::JobEvent(JobEvent { job: of.job, attempt: of.attempt, seq, event })
 }
 
@@ -257,7 +266,7 @@ fn a_flood_is_closed() {
 fn events_are_taken_once_and_in_order() {
     let (mut fixture, of) = Fixture::with_job();
     assert!(matches!(&fixture.say(ClientMessage::JobAccepted(of))[..], [Effect::Work(_, Work::Accept)]));
-    assert!(matches!(&fixture.say(log(of, 1, "a"))[..], [Effect::Work(_, Work::Event(_))]));
+    assert!(matches!(&fixture.say(log(of, 1, "a"))[..], [Effect::Work(_, Work::Event(..))]));
     let ack = |seq| Effect::Send(ServerMessage::EventAck { job: of.job, attempt: of.attempt, seq });
     assert_eq!(fixture.tell(Input::Stored { job: of, seq: 1 }), vec![ack(1)]);
     assert_eq!(fixture.say(log(of, 1, "a")), vec![ack(1)], "a repeat is acknowledged and not stored again");
@@ -387,17 +396,36 @@ fn a_request_says_which_jobs_it_knows_of() {
 #[test]
 fn offsets_are_not_believed() {
     let (mut fixture, of) = Fixture::with_job();
+    fixture.say(ClientMessage::JobAccepted(of));
+    assert!(matches!(&fixture.say(log_at(of, 1, 0, "x"))[..], [Effect::Work(_, Work::Event(_, 1))]));
+    assert_closed(&fixture.say(log_at(of, 2, 0, "x")), CloseReason::Protocol);
+
+    let (mut fixture, of) = Fixture::with_job();
+    fixture.say(ClientMessage::JobAccepted(of));
     let chunk = "x".repeat(MAX_LOG_CHUNK_BYTES);
-    let closed = (1..=10_000).find(|seq| {
+    let taken = (1..=10_000).take_while(|seq| {
         fixture.now += Duration::from_millis(10);
         fixture.tell(Input::Stored { job: of, seq: seq - 1 });
-        // Always at offset 0.
-        matches!(
-            fixture.say(log(of, *seq, &chunk)).last(),
-            Some(Effect::Close { reason: CloseReason::Protocol, .. })
-        )
+        matches!(&fixture.say(log(of, *seq, &chunk))[..], [Effect::Work(..)])
     });
-    assert!(closed.is_some(), "a log without an end fills the bus for everybody");
+    assert_eq!(taken.count(), (3 * 16 + 1) * 32, "a log without an end fills the bus for everybody");
+}
+
+#[test]
+fn a_resumed_log_goes_on_from_what_is_stored() {
+    let of = JobRef { job: JobId(5), attempt: Attempt(2) };
+    let answer = Resumed::Continue {
+        job: of.job,
+        attempt: of.attempt,
+        next_seq: 8,
+        lease_s: 60,
+        token: Token::new("t"),
+    };
+    let mut fixture = Fixture::opened(vec![(answer, 700)]);
+    let stage = Event::Stage { stage: Stage::Build };
+    let event = ClientMessage::JobEvent(JobEvent { job: of.job, attempt: of.attempt, seq: 8, event: stage });
+    assert!(matches!(&fixture.say(event)[..], [Effect::Work(_, Work::Event(_, 700))]));
+    assert_closed(&fixture.say(log_at(of, 9, 0, "again")), CloseReason::Protocol);
 }
 
 #[test]
@@ -418,6 +446,9 @@ fn heartbeats_are_answered_one_at_a_time() {
         ),
         "a cancel that was lost is said again: {effects:?}"
     );
+    fixture.now += Duration::from_millis(4_999);
+    assert_eq!(fixture.say(heartbeat()), vec![], "half a heartbeat has not passed: it is only heard");
+    fixture.now += Duration::from_millis(1);
     assert_eq!(fixture.say(heartbeat()), vec![Effect::Renew(vec![of])]);
 }
 

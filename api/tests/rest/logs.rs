@@ -31,7 +31,7 @@ async fn log(bus: &Bus, seq: u64, body: LogBody) {
 /// A log of 40 chunks, some sent twice and some cut elsewhere the second time, among stages; what it says.
 async fn write_log(bus: &Bus) -> String {
     let (mut text, mut seq) = (String::new(), 1);
-    log(bus, seq, LogBody::Stage { stage: Stage::Fetch }).await;
+    log(bus, seq, LogBody::Stage { stage: Stage::Fetch, offset: 0 }).await;
     for number in 0..40 {
         let line = format!("line {number}: später\n");
         seq += 1;

@@ -206,7 +206,7 @@ mod tests {
 
     #[test]
     fn a_log_is_good_at_each_of_its_stages() {
-        let stage = event(2, 0, LogBody::Stage { stage: Stage::Build });
+        let stage = event(2, 0, LogBody::Stage { stage: Stage::Build, offset: 0 });
         let whole = [text(1, 0, "ab"), stage, text(3, 2, "c"), end(4)];
         for (events, log) in [
             (&whole[..2], log(false, None)),

@@ -102,7 +102,7 @@ mod tests {
     fn a_log_is_followed_attempt_after_attempt() {
         let mut cursor = LogCursor::default();
         let parts = [
-            part(1, LogBody::Stage { stage: Stage::Fetch }),
+            part(1, LogBody::Stage { stage: Stage::Fetch, offset: 0 }),
             text(1, 0, "äb"),
             text(1, 3, "c"),
             end(1),
@@ -147,7 +147,10 @@ mod tests {
         cursor.advance(0, &text(1, 0, "all of it"));
         assert_eq!(cursor.judge(3, &text(1, 0, "all")), Verdict::Seen);
         cursor.advance(0, &end(1));
-        assert_eq!(cursor.judge(4, &part(1, LogBody::Stage { stage: Stage::Build })), Verdict::Seen);
+        assert_eq!(
+            cursor.judge(4, &part(1, LogBody::Stage { stage: Stage::Build, offset: 0 })),
+            Verdict::Seen
+        );
         assert_eq!(cursor.unfinished(), Attempt(2));
     }
 }

@@ -30,7 +30,7 @@ async fn a_late_viewer_gets_it_from_the_start_and_then_follows(pool: PgPool) {
     let node = farm.node().await;
     let job = farm.job(1).await;
     let mut early = Viewer::open(&node, &[&topic(job)]).await;
-    farm.log(job, 1, LogBody::Stage { stage: Stage::Fetch }).await;
+    farm.log(job, 1, LogBody::Stage { stage: Stage::Fetch, offset: 0 }).await;
     let offset = publish_parts(&farm, job, 1).await;
     let mut late = Viewer::open(&node, &[&topic(job)]).await;
     farm.text(job, 1, offset, "the end").await;

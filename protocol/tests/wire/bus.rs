@@ -112,8 +112,10 @@ fn logs() {
     let mut golden = Golden::open("bus/log");
     let message = |body| LogMessage { job: JOB, attempt: ATTEMPT, seq: 3, at_ms: AT_MS, body };
     for stage in Stage::ALL {
-        check(&mut golden, &format!("stage.{stage}"), &message(LogBody::Stage { stage: *stage }));
+        check(&mut golden, &format!("stage.{stage}"), &message(LogBody::Stage { stage: *stage, offset: 0 }));
     }
+    let later = LogBody::Stage { stage: Stage::Package, offset: 120 };
+    check(&mut golden, "stage.later", &message(later));
     for state in JobState::ALL {
         check(&mut golden, &format!("end.{state}"), &message(LogBody::End { state: *state }));
     }

@@ -65,7 +65,7 @@ async fn finish(scene: &Scene, good: &mut Peer, job: &Job) {
 }
 
 fn log(job: &Job, seq: u64) -> ClientMessage {
-    let event = Event::Log { offset: seq, text: "x".into() };
+    let event = Event::Log { offset: seq - 1, text: "x".into() };
     ClientMessage::JobEvent(JobEvent { job: job.id, attempt: job.attempt, seq, event })
 }
 

@@ -148,7 +148,8 @@ pub struct Renewed {
     pub cancel_requested: bool,
 }
 
-/// Which of these attempts are still the builder's; their leases are longer now. A disabled builder has none.
+/// Which of these attempts are still the builder's; their leases are longer now. A disabled builder has none. Locks leases
+/// in the order of their jobs, as acceptances do.
 pub async fn renew(
     conn: &mut PgConnection,
     builder: BuilderId,
@@ -158,10 +159,14 @@ pub async fn renew(
     let (jobs, numbers): (Vec<i64>, Vec<i32>) =
         attempts.iter().map(|(job, attempt)| (job.0, attempt.0)).unzip();
     sqlx::query_as(
-        "UPDATE leases l SET lease_until = now() + make_interval(secs => $4)
-         FROM unnest($2::bigint[], $3::int[]) AS p (job, attempt)
-         WHERE l.job_id = p.job AND l.attempt = p.attempt AND l.builder_id = $1
-           AND EXISTS (SELECT FROM builders WHERE id = $1 AND enabled)
+        "WITH held AS (
+             SELECT l.job_id FROM leases l
+             JOIN unnest($2::bigint[], $3::int[]) AS p (job, attempt) ON l.job_id = p.job AND l.attempt = p.attempt
+             WHERE l.builder_id = $1 AND EXISTS (SELECT FROM builders WHERE id = $1 AND enabled)
+             ORDER BY l.job_id FOR UPDATE OF l
+         )
+         UPDATE leases l SET lease_until = now() + make_interval(secs => $4)
+         FROM held WHERE l.job_id = held.job_id
          RETURNING l.job_id, l.attempt, l.cancel_requested_at IS NOT NULL AS cancel_requested",
     )
     .bind(builder.0)

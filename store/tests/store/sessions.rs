@@ -4,6 +4,7 @@ use crate::support::{ARM, LINUX, connected, job, lease, node, silence, target, v
 use cratemill_protocol::{Attempt, BuilderId, JobId, Outcome, Target, builder::JobRef, bus::BuildRequest};
 use cratemill_store::{
     PgConnection, PgPool, builders,
+    nodes::Run,
     queue::{self, End, Ended, NewJob},
     sessions::{self, Gone},
 };
@@ -245,4 +246,25 @@ async fn a_builder_whose_node_is_silent_does_not_wait(pool: PgPool) {
     sqlx::query("UPDATE builder_sessions SET epoch = NULL").execute(&mut *conn).await.unwrap();
     silence(&mut conn, &run.name).await;
     assert_eq!(free_slots(&mut conn).await, [1]);
+}
+
+#[sqlx::test(migrations = "../migrations")]
+async fn a_run_that_drains_is_given_nothing_more(pool: PgPool) {
+    let mut conn = pool.acquire().await.unwrap();
+    let (id, crossing, attempt) = a_job_in_flight(&mut conn).await;
+    queued(&mut conn, LINUX).await;
+    sessions::request(&mut conn, &request(id, "c-b", 2, 2)).await.unwrap();
+    assert_eq!(free_slots(&mut conn).await, [1]);
+    let run = Run { name: "node-1".into(), epoch: 1 };
+    let other = Run { epoch: 2, ..run.clone() };
+    sessions::hold_back(&mut conn, &other).await.unwrap();
+    assert_eq!(free_slots(&mut conn).await, [1], "another run's sessions");
+    sessions::hold_back(&mut conn, &run).await.unwrap();
+    assert_eq!(free_slots(&mut conn).await, [0; 0]);
+    assert!(!sessions::request(&mut conn, &request(id, "c-b", 2, 3)).await.unwrap(), "it was on its way");
+    assert_eq!(sessions::give_back(&mut conn, &[gone(id, crossing, attempt, false)]).await.unwrap(), 0);
+    assert_eq!(free_slots(&mut conn).await, [0; 0]);
+    sessions::open(&mut conn, id, "c-new", &run, &[target(LINUX)]).await.unwrap();
+    assert!(sessions::request(&mut conn, &request(id, "c-new", 1, 1)).await.unwrap());
+    assert_eq!(free_slots(&mut conn).await, [1], "a new connection starts over");
 }

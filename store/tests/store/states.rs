@@ -197,3 +197,42 @@ async fn a_job_for_another_target_is_left_alone(pool: PgPool) {
     assert!(queue::candidates(&mut tx, &[ARM.into()], 1).await.unwrap().is_empty());
     assert_eq!(queue::candidates(&mut tx, &[ARM.into(), LINUX.into()], 1).await.unwrap().len(), 1);
 }
+
+/// Acceptances lock in this order: in another one they and a renewal would wait for each other.
+#[sqlx::test(migrations = "../migrations")]
+async fn a_renewal_locks_leases_in_the_order_of_their_jobs(pool: PgPool) {
+    let mut conn = pool.acquire().await.unwrap();
+    let builder = connected(&mut conn, "b", LINUX).await;
+    let mut jobs = Vec::new();
+    for name in ["a", "b"] {
+        let version = version(&mut conn, name).await;
+        queue::enqueue(&mut conn, &job(version)).await.unwrap();
+        jobs.push(lease(&mut conn, builder, 60).await.0);
+    }
+    let (first, second) = (jobs[0].min(jobs[1]), jobs[0].max(jobs[1]));
+    // The other way round in the table too: a row that changes goes to its end.
+    sqlx::query("UPDATE leases SET tries = tries WHERE job_id = $1")
+        .bind(first.0)
+        .execute(&mut *conn)
+        .await
+        .unwrap();
+    let lock = "SELECT FROM leases WHERE job_id = $1 FOR UPDATE NOWAIT";
+    let mut holding = pool.begin().await.unwrap();
+    sqlx::query(lock).bind(first.0).execute(&mut *holding).await.unwrap();
+    let of_renewal = pool.clone();
+    let renewing = tokio::spawn(async move {
+        let attempts = [(second, Attempt(1)), (first, Attempt(1))];
+        let mut conn = of_renewal.acquire().await.unwrap();
+        queue::renew(&mut conn, builder, &attempts, 60).await.unwrap().len()
+    });
+    let waits = "SELECT count(*) FROM pg_locks WHERE NOT granted AND pid IN
+                 (SELECT pid FROM pg_stat_activity WHERE datname = current_database())";
+    while sqlx::query_scalar::<_, i64>(waits).fetch_one(&mut *conn).await.unwrap() == 0 {
+        assert!(!renewing.is_finished(), "it waits for the first lease");
+        tokio::task::yield_now().await;
+    }
+    let free = sqlx::query(lock).bind(second.0).execute(&mut *holding).await;
+    assert!(free.is_ok(), "it holds none while it waits for the first: {free:?}");
+    holding.commit().await.unwrap();
+    assert_eq!(renewing.await.unwrap(), 2);
+}

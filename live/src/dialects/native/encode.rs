@@ -64,7 +64,9 @@ pub fn message(message: &Message) -> Bytes {
                 LogBody::Text { offset, text } => {
                     event("log", &Log { topic, attempt, offset: *offset, text })
                 }
-                LogBody::Stage { stage } => event("stage", &StageChanged { topic, attempt, stage: *stage }),
+                LogBody::Stage { stage, .. } => {
+                    event("stage", &StageChanged { topic, attempt, stage: *stage })
+                }
                 LogBody::End { state } => {
                     event("end", &End { topic, attempt, state: *state, r#final: state.is_final() })
                 }
@@ -178,7 +180,7 @@ mod tests {
              \"text\":\"a\\nb\\r\u{2028}\\\"ü\\\"\\u001b[0m\"}\n\n"
         );
         assert_eq!(
-            log(LogBody::Stage { stage: Stage::Build }),
+            log(LogBody::Stage { stage: Stage::Build, offset: 0 }),
             "event: stage\ndata: {\"topic\":\"job.7.log\",\"attempt\":2,\"stage\":\"build\"}\n\n"
         );
         for (state, json) in [
@@ -240,7 +242,7 @@ mod tests {
     fn items_golden() {
         let cursor = LogCursor { attempt: Attempt(2), offset: 3, ended: false, sequence: 40 };
         let position = Position { events: 9, logs: [(JobId(7), cursor)].into() };
-        let body = LogBody::Stage { stage: Stage::Upload };
+        let body = LogBody::Stage { stage: Stage::Upload, offset: 0 };
         let part = LogPart { job: JobId(7), attempt: Attempt(2), body };
         let frame = Arc::new(Frame::new(40, Message::Log(part)));
         for (what, expected) in [
