@@ -103,7 +103,7 @@ mod tests {
         assert!(text.take(6, &chunk(MAX_LOG_CHUNK_BYTES + 1)).is_err());
 
         let mut text = Text::new(0);
-        let fits = (0..).take_while(|n| text.take(n * 32_768, &chunk(32_768)).is_ok()).count();
+        let fits = (0..1_000).take_while(|n| text.take(n * 32_768, &chunk(32_768)).is_ok()).count();
         assert_eq!(fits, 32, "the notes");
         assert!(Text::resumed(u64::MAX).take(u64::MAX, "x").is_err());
     }
@@ -125,7 +125,7 @@ mod tests {
         let (rates, now) = (Rates::default(), Instant::now());
         let event = Event::Log { offset: 0, text: chunk(32_768) };
         let wait = |builder, now| rates.wait(BuilderId(builder), &event, now);
-        let burst = (0..).take_while(|_| wait(1, now).is_zero()).count();
+        let burst = (0..10_000).take_while(|_| wait(1, now).is_zero()).count();
         assert_eq!(burst, (64 << 20) / (32_768 + 256));
         assert!(wait(1, now) > Duration::from_millis(30));
         assert!(wait(2, now).is_zero(), "another builder");
