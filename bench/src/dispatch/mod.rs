@@ -78,7 +78,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
     if wants("path") {
         let path = whole_path(&arguments, false).await?;
         println!("the whole path: {path}");
-        for field in ["jobs_per_s", "p50_ms", "p99_ms", "wal_bytes_per_job"] {
+        for field in ["jobs_per_s", "p50_ms", "p99_ms", "wal_bytes_per_job", "dead_tuples_per_job"] {
             result[field] = path[field].clone();
         }
         result["path"] = path;

@@ -10,6 +10,7 @@ mod deadline;
 mod outcomes;
 mod peer;
 mod refresh;
+mod silent;
 mod support;
 mod sweep;
 mod watch;
