@@ -126,6 +126,7 @@ async fn each_service_can_do_its_work_and_nothing_else() {
     dispatcher.stores(subjects::QUEUE_EVENT.into()).await;
     reaches_its_node(&api, &dispatcher).await;
     answers(&api, &dispatcher).await;
+    hints(&api, &dispatcher).await;
     dispatcher.jetstream.get_stream(subjects::LOGS_STREAM).await.unwrap().delete_message(1).await.unwrap();
     dispatcher.cannot_publish(&request).await;
     dispatcher.cannot_publish("$JS.API.STREAM.PURGE.LOGS").await;
@@ -179,6 +180,13 @@ async fn reaches_its_node(api: &User, dispatcher: &User) {
     api.settles().await;
     dispatcher.client.publish(subjects::node("api-1"), "assign".into()).await.unwrap();
     timeout(PATIENCE, node.next()).await.expect("a message to the node").unwrap();
+}
+
+async fn hints(api: &User, dispatcher: &User) {
+    let mut hints = dispatcher.client.subscribe(subjects::OUTBOX).await.unwrap();
+    dispatcher.settles().await;
+    api.client.publish(subjects::OUTBOX, "".into()).await.unwrap();
+    timeout(PATIENCE, hints.next()).await.expect("a hint").unwrap();
 }
 
 async fn answers(api: &User, dispatcher: &User) {
