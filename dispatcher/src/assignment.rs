@@ -123,8 +123,8 @@ impl Assignment {
         tx.commit().await?;
         // Builders of one target may have come before those of the other that something is due for.
         let due = waiting.first().map_or(0, |first| first.due);
-        let all = due < MAX_BUILDERS && i64::try_from(leased.len()).is_ok_and(|leased| leased >= due);
-        let more = !leased.is_empty() && !all;
+        // And what this round wanted, another dispatcher may have taken while each held builders that the other needs.
+        let more = due >= MAX_BUILDERS || i64::try_from(leased.len()).is_ok_and(|leased| leased < due);
 
         self.wakes.outbox.notify_one();
         metrics::assigned(leased.len());
