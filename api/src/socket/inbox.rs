@@ -11,7 +11,10 @@ use cratemill_service::backoff::Backoff;
 use cratemill_store::sessions;
 use futures_util::StreamExt;
 use std::{collections::HashMap, sync::Arc, time::Duration};
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::timeout};
+
+/// A hint: each connection says for itself that it ends.
+const HOLD_BACK_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl Sockets {
     /// A message to every node. It is a hint: what it says is in Postgres too.
@@ -68,8 +71,10 @@ async fn drained(sockets: &Sockets) {
 /// Dispatchers are to look elsewhere, before each connection has said for itself that it ended.
 async fn hold_back(sockets: &Sockets) {
     let held = async { sessions::hold_back(&mut *sockets.pool.acquire().await?, &sockets.run).await };
-    if let Err(error) = held.await {
-        tracing::warn!(%error, "cannot say that this node takes no more jobs");
+    match timeout(HOLD_BACK_TIMEOUT, held).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::warn!(%error, "cannot say that this node takes no more jobs"),
+        Err(_) => tracing::warn!("cannot say in time that this node takes no more jobs"),
     }
 }
 

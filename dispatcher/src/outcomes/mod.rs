@@ -74,10 +74,9 @@ pub async fn run(
     wakes: Arc<Wakes>,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    let (outcomes, rounds) = Outcomes::new(pools, objects);
+    let (outcomes, rounds) = Outcomes::new(pools, objects, wakes);
     let work = consume::run(bus, WORK, shutdown, async |message: Message| {
         let handled = outcomes.handle(&message.payload, deliveries(&message)).await;
-        wakes.attempt_ended();
         (message, handled)
     });
     tokio::select! {
@@ -95,11 +94,16 @@ pub struct Outcomes {
     few: Arc<Semaphore>,
     /// Failures that are final need no more than one statement: those of many messages share it.
     failures: Group<OutcomeMessage, Result<bool, Arc<cratemill_store::Error>>>,
+    wakes: Arc<Wakes>,
 }
 
 impl Outcomes {
     /// And the rounds that failures go through, for as long as there are any.
-    pub fn new((pool, of_rounds): (PgPool, PgPool), objects: Objects) -> (Self, impl Future<Output = ()>) {
+    pub fn new(
+        (pool, of_rounds): (PgPool, PgPool),
+        objects: Objects,
+        wakes: Arc<Wakes>,
+    ) -> (Self, impl Future<Output = ()>) {
         let (failures, mut waiting) = group(MAX_FAILURES);
         let rounds = async move {
             while let Some((messages, answers)) = waiting.next(MAX_FAILURES).await {
@@ -107,7 +111,7 @@ impl Outcomes {
             }
         };
         let reads = Arc::new(Reads::new(objects));
-        (Self { pool, reads, few: Arc::new(Semaphore::new(FEW)), failures }, rounds)
+        (Self { pool, reads, few: Arc::new(Semaphore::new(FEW)), failures, wakes }, rounds)
     }
 
     /// Handles one message that the bus has handed out `deliveries` times. If one of its outcomes has to wait, it comes
@@ -158,6 +162,7 @@ impl Outcomes {
             Ok(Applied::Ended { state, result }) => {
                 tracing::debug!(%job, %attempt, result, %state, "an attempt ended");
                 metrics::outcome(result);
+                self.wakes.attempt_ended();
                 Handled::Done
             }
             Ok(Applied::Stale) => {

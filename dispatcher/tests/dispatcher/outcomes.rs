@@ -21,7 +21,7 @@ use cratemill_store::{
     queue,
     uploads::{self, Upload},
 };
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 use time::OffsetDateTime;
 use tokio::time::Instant;
 
@@ -325,7 +325,7 @@ async fn an_outcome_waits_for_the_object_store(pool: PgPool) {
     work.upload(&pool, &store.objects, "demo.json", &metadata("bin")).await;
     let payload = bus::encode(&OutcomeBatch { outcomes: vec![work.succeeded(&builder)] });
     let handle = async |objects: &Objects, payload: &[u8], deliveries| {
-        let (outcomes, rounds) = Outcomes::new((pool.clone(), pool.clone()), objects.clone());
+        let (outcomes, rounds) = Outcomes::new((pool.clone(), pool.clone()), objects.clone(), Arc::default());
         tokio::select! {
             handled = outcomes.handle(payload, deliveries) => handled,
             () = rounds => unreachable!("somebody can ask still"),
@@ -362,7 +362,7 @@ async fn what_cannot_be_read_costs_nobody_else(pool: PgPool) {
     batch["outcomes"][0]["outcome"] = serde_json::json!({ "result": "postponed", "until": 7 });
     let payload = bus::encode(&batch);
 
-    let (outcomes, rounds) = Outcomes::new((pool.clone(), pool.clone()), no_objects());
+    let (outcomes, rounds) = Outcomes::new((pool.clone(), pool.clone()), no_objects(), Arc::default());
     let test = async {
         let later = outcomes.handle(&payload, 1).await;
         assert!(matches!(later, Handled::Later(_)), "a newer dispatcher may know it: {later:?}");
@@ -397,7 +397,8 @@ async fn nobody_else_waits_for_an_object_store_that_hangs(pool: PgPool) {
     sqlx::query("UPDATE leases SET lease_until = now() + interval '5 s'").execute(&mut *conn).await.unwrap();
 
     let mut hanging = Hanging::start().await;
-    let (outcomes, rounds) = Outcomes::new((pool.clone(), pool.clone()), hanging.objects.clone());
+    let (outcomes, rounds) =
+        Outcomes::new((pool.clone(), pool.clone()), hanging.objects.clone(), Arc::default());
     // More than the places of those that have a transaction of their own.
     let reading = bus::encode(&OutcomeBatch { outcomes: vec![metadata_work.succeeded(&builder); 8] });
     let other = bus::encode(&OutcomeBatch { outcomes: vec![tarball.succeeded(&builder)] });
