@@ -98,8 +98,9 @@ async fn on(cluster: &Cluster, arguments: &Arguments, keep_snapshot: bool) -> Re
     let before = Totals::read(&pool).await?;
     let used = Usage::read(cluster)?;
     let (enqueued_per_s, jobs_per_s) = throughput(&pool, &fleet, &jobs).await?;
-    let cpu = Usage::read(cluster)?.since(&used, jobs.len());
     settled(&pool).await?;
+    // With all that follows a job's end: what is put off is not saved.
+    let cpu = Usage::read(cluster)?.since(&used, jobs.len());
     sleep(STATISTICS).await;
     let costs = Totals::read(&pool).await?.since(before, jobs.len());
 
