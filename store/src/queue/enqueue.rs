@@ -57,13 +57,26 @@ pub async fn enqueue(conn: &mut PgConnection, job: &NewJob) -> sqlx::Result<Enqu
 /// Queues what is not queued or being built already; returns the new jobs. Those of one crate come in the order of their
 /// versions.
 pub async fn enqueue_all(conn: &mut PgConnection, jobs: &[NewJob]) -> sqlx::Result<Vec<JobId>> {
+    // In the order of their keys, so that two who queue the same things never wait for each other.
+    let mut jobs = jobs.to_vec();
+    jobs.sort_by_cached_key(|job| {
+        (job.version, job.kind.as_str(), job.target.clone(), job.features.to_string(), job.priority.rank())
+    });
+    jobs.dedup_by(|next, first| {
+        (first.version, first.kind, &first.target, &first.features)
+            == (next.version, next.kind, &next.target, &next.features)
+    });
     let mut added = Vec::with_capacity(jobs.len());
-    for batch in jobs.chunks(BATCH) {
-        added.extend(add(conn, batch).await?);
+    // In a statement all have one parent; most calls have no other.
+    for siblings in jobs.chunk_by(|one, next| one.parent == next.parent) {
+        for batch in siblings.chunks(BATCH) {
+            added.extend(add(conn, batch).await?);
+        }
     }
     Ok(added)
 }
 
+/// Each thing once, and all of one parent.
 async fn add(conn: &mut PgConnection, jobs: &[NewJob]) -> sqlx::Result<Vec<JobId>> {
     let mut added = insert(conn, jobs).await?;
     if added.is_empty() {
@@ -82,44 +95,44 @@ async fn add(conn: &mut PgConnection, jobs: &[NewJob]) -> sqlx::Result<Vec<JobId
     Ok(ids)
 }
 
-/// In the order of their keys, so that two who queue the same things never wait for each other.
+/// Turns are dealt as by `next_turn`, whose parts are looked for once per line and once per crate here.
 async fn insert(conn: &mut PgConnection, jobs: &[NewJob]) -> sqlx::Result<Vec<Subject>> {
+    // What a version is, is looked up one by one: a plan that reads all of them is never the better one.
     sqlx::query_as(concat!(
-        "WITH asked AS (
-             SELECT DISTINCT ON (version_id, kind, target, features) *
-             FROM unnest($1::bigint[], $2::text[], $3::text[], $4::text[], $5::smallint[], $6::timestamptz[], $7::bigint[])
-                  AS a (version_id, kind, target, features, priority, run_at, parent_id)
-             ORDER BY version_id, kind, target, features, priority
-         ), placed AS (
-             SELECT a.*, v.crate_id, c.name AS krate, v.version, v.sha256, coalesce(a.run_at, now()) AS due_at,
-                    row_number() OVER (PARTITION BY v.crate_id, a.target, a.priority ORDER BY a.version_id, a.kind) - 1 AS nth
-             FROM asked a JOIN versions v ON v.id = a.version_id JOIN crates c ON c.id = v.crate_id
-         ), due AS (
-             SELECT DISTINCT crate_id, target, priority FROM placed WHERE due_at <= now()
-         ), heads AS MATERIALIZED (
-             -- As `next_turn`, whose parts are looked for once per line and once per crate here.
-             SELECT target, priority, (SELECT turn FROM queue q WHERE (q.target, q.priority) = (l.target, l.priority)
-                                       AND turn IS NOT NULL ORDER BY turn LIMIT 1) AS turn
-             FROM (SELECT DISTINCT target, priority FROM due) AS l
-         ), lines AS (
-             SELECT d.*, greatest(h.turn, 0, (
-                 SELECT turn + 1 FROM queue q
-                 WHERE (q.crate_id, q.target, q.priority) = (d.crate_id, d.target, d.priority) AND turn IS NOT NULL
-                 ORDER BY turn DESC LIMIT 1)) AS turn
-             FROM due d JOIN heads h USING (target, priority)
-         ), added AS (
+        "WITH added AS (
              INSERT INTO queue (job_id, version_id, crate_id, krate, version, sha256, kind, target, features, priority,
                                 run_at, turn)
-             SELECT nextval('jobs_id_seq'), version_id, crate_id, krate, version, sha256, kind, target,
-                    features, priority, due_at,
-                    CASE WHEN due_at <= now() THEN turn + nth END
-             FROM placed LEFT JOIN lines USING (crate_id, target, priority)
-             ORDER BY version_id, kind, target, features
+             SELECT nextval('jobs_id_seq'), version_id, crate_id, krate, version, sha256, kind, target, features, priority,
+                    due_at,
+                    CASE WHEN due_at <= now()
+                         THEN greatest(0, max(head) OVER line, max(own) OVER crate) + of_crate - 1 END
+             FROM (
+                 SELECT *,
+                        CASE WHEN of_line = 1 THEN (
+                            SELECT turn FROM queue q WHERE (q.target, q.priority) = (placed.target, placed.priority)
+                            AND turn IS NOT NULL ORDER BY turn LIMIT 1) END AS head,
+                        CASE WHEN of_crate = 1 THEN (
+                            SELECT turn + 1 FROM queue q
+                            WHERE (q.crate_id, q.target, q.priority) = (placed.crate_id, placed.target, placed.priority)
+                            AND turn IS NOT NULL ORDER BY turn DESC LIMIT 1) END AS own
+                 FROM (
+                     SELECT a.*, v.*, coalesce(a.asked_at, now()) AS due_at,
+                            row_number() OVER (PARTITION BY a.target, a.priority ORDER BY v.crate_id, a.nth) AS of_line,
+                            row_number() OVER (PARTITION BY a.target, a.priority, v.crate_id ORDER BY a.nth) AS of_crate
+                     FROM unnest($1::bigint[], $2::text[], $3::text[], $4::text[], $5::smallint[], $6::timestamptz[])
+                          WITH ORDINALITY AS a (version_id, kind, target, features, priority, asked_at, nth)
+                     CROSS JOIN LATERAL (
+                         SELECT v.crate_id, c.name AS krate, v.version, v.sha256
+                         FROM versions v JOIN crates c ON c.id = v.crate_id WHERE v.id = a.version_id LIMIT 1
+                     ) AS v
+                 ) AS placed
+             ) AS dealt
+             WINDOW line AS (PARTITION BY target, priority), crate AS (PARTITION BY target, priority, crate_id)
+             ORDER BY nth
              ON CONFLICT (version_id, kind, target, features) DO NOTHING RETURNING *
          ), noted AS (
              INSERT INTO jobs (id, version_id, kind, target, features, parent_id) OVERRIDING SYSTEM VALUE
-             SELECT n.job_id, n.version_id, n.kind, n.target, n.features, a.parent_id
-             FROM added n JOIN asked a USING (version_id, kind, target, features)
+             SELECT job_id, version_id, kind, target, features, $7 FROM added
          )
          SELECT ",
         subject!("added"),
@@ -131,7 +144,7 @@ async fn insert(conn: &mut PgConnection, jobs: &[NewJob]) -> sqlx::Result<Vec<Su
     .bind(jobs.iter().map(|job| job.features.to_string()).collect::<Vec<_>>())
     .bind(jobs.iter().map(|job| job.priority.rank()).collect::<Vec<_>>())
     .bind(jobs.iter().map(|job| job.run_at).collect::<Vec<_>>())
-    .bind(jobs.iter().map(|job| job.parent.map(|id| id.0)).collect::<Vec<_>>())
+    .bind(jobs.first().and_then(|job| job.parent).map(|id| id.0))
     .fetch_all(conn)
     .await
 }
