@@ -3,7 +3,7 @@
 use crate::{auth::AdminToken, config::Config, downloads::Counts, source::Sources, upload::Underway};
 use cratemill_protocol::token::Signer;
 use cratemill_service::bus::Bus;
-use cratemill_store::{PgPool, objects::Objects};
+use cratemill_store::{PgPool, database, objects::Objects};
 use std::sync::Arc;
 use tokio_util::task::TaskTracker;
 
@@ -11,6 +11,8 @@ use tokio_util::task::TaskTracker;
 pub struct App {
     pub config: Arc<Config>,
     pub pool: PgPool,
+    /// Jobs are queued here: [`database::for_queue`].
+    pub(crate) queue: PgPool,
     pub bus: Bus,
     pub objects: Objects,
     pub signer: Signer,
@@ -33,6 +35,7 @@ impl App {
             uploads: Underway::default(),
             tasks: TaskTracker::new(),
             config: Arc::new(config),
+            queue: database::for_queue(&pool),
             pool,
             bus,
         })

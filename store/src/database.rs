@@ -6,9 +6,10 @@ use sqlx::{
 };
 use std::time::Duration;
 
-/// Connections per process: enough for a busy node, and a hundred of them fit a default server ten times.
+/// Connections per process, beside a few of [`for_queue`]: enough for a busy node. A default server has a hundred, which is
+/// six processes at their busiest; idle connections are closed.
 const MAX_CONNECTIONS: u32 = 10;
-/// Assignment, requests and outcomes of a dispatcher, or the acceptances of a node.
+/// Assignment, requests and outcomes of a dispatcher, the acceptances of a node, or the jobs that are queued there.
 const MAX_QUEUE_CONNECTIONS: u32 = 3;
 /// A request that gets no connection by then is answered with 503.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);

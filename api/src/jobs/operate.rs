@@ -26,7 +26,7 @@ use cratemill_protocol::{
     subjects,
 };
 use cratemill_store::{
-    PgConnection,
+    PgConnection, database,
     queue::{self, Cancelled, Enqueued, NewJob},
     sessions, targets, versions,
 };
@@ -79,7 +79,7 @@ fn on_demand() -> Priority {
         (status = 404, body = ProblemBody, content_type = "application/problem+json", description = "not in the registry"),
         (status = 409, body = ProblemBody, content_type = "application/problem+json", description = "yanked or blocked"),
         (status = 422, body = ProblemBody, content_type = "application/problem+json", description = "a field is wrong"),
-        (status = 503, body = ProblemBody, content_type = "application/problem+json", description = "registry out of reach"),
+        (status = 503, body = ProblemBody, content_type = "application/problem+json", description = "registry out of reach; or the database: the job may be queued all the same"),
     ))]
 pub(super) async fn create(
     State(app): State<App>,
@@ -153,10 +153,12 @@ fn may_build(version: &versions::Version) -> Result<()> {
 }
 
 async fn enqueue(app: &App, new: &NewJob) -> Result<Response> {
-    let mut tx = app.pool.begin().await?;
+    let mut tx = app.queue.begin().await?;
     let enqueued = queue::enqueue(&mut tx, new).await?;
-    let job = shown(&mut tx, enqueued.id()).await?;
     tx.commit().await?;
+    // Looked up afterwards: a builder need not wait for that. If it fails the job is queued all the same, as it may be with
+    // any answer that gets lost: who asks again is told of it while it is active.
+    let job = shown(&mut *database::snapshot(&app.pool).await?, enqueued.id()).await?;
     let location = format!("/api/v1/jobs/{}", enqueued.id());
     let status = match enqueued {
         Enqueued::New(_) => StatusCode::CREATED,
