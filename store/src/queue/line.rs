@@ -1,5 +1,6 @@
 //! What waits, and in which order it is handed out.
 
+use crate::database::Channel;
 use cratemill_protocol::{Attempt, CrateName, Features, JobId, Kind, Priority, Sha256Hex, Target};
 use sqlx::PgConnection;
 use time::OffsetDateTime;
@@ -50,9 +51,10 @@ pub async fn candidates(
     .await
 }
 
-/// Puts jobs that have become due into their lines; returns how many.
+/// Puts jobs that have become due into their lines, and tells the dispatchers if there are any: another one may hold the only
+/// builders that can take them. Returns how many.
 pub async fn promote(conn: &mut PgConnection, limit: i64) -> sqlx::Result<u64> {
-    let done = sqlx::query(
+    let (moved, _told): (i64, Option<()>) = sqlx::query_as(
         "WITH due AS (
              SELECT job_id, crate_id, target, priority FROM queue
              WHERE turn IS NULL AND run_at <= now() ORDER BY run_at LIMIT $1 FOR UPDATE SKIP LOCKED
@@ -60,13 +62,16 @@ pub async fn promote(conn: &mut PgConnection, limit: i64) -> sqlx::Result<u64> {
              SELECT job_id, next_turn(crate_id, target, priority)
                     + row_number() OVER (PARTITION BY crate_id, target, priority ORDER BY job_id) - 1 AS turn
              FROM due
+         ), moved AS (
+             UPDATE queue q SET turn = p.turn FROM placed p WHERE q.job_id = p.job_id RETURNING q.job_id
          )
-         UPDATE queue q SET turn = p.turn FROM placed p WHERE q.job_id = p.job_id",
+         SELECT count(*), CASE WHEN count(*) > 0 THEN pg_notify($2, '') END FROM moved",
     )
     .bind(limit)
-    .execute(conn)
+    .bind(Channel::Jobs.name())
+    .fetch_one(conn)
     .await?;
-    Ok(done.rows_affected())
+    Ok(moved.unsigned_abs())
 }
 
 /// When the next job that is not due yet falls due.

@@ -3,7 +3,9 @@
 use crate::support::{ARM, LINUX, builder, job, krate, lease, target, version};
 use cratemill_protocol::{Attempt, JobId, JobState, Kind, Priority, bus::JobChanged};
 use cratemill_store::{
-    PgPool, attempts, jobs,
+    PgPool, attempts,
+    database::{self, Channel},
+    jobs,
     queue::{self, Enqueued, NewJob},
 };
 use std::collections::HashSet;
@@ -276,4 +278,20 @@ async fn changes_are_announced(pool: PgPool) {
     assert_eq!(states, [JobState::Queued, JobState::Assigned, JobState::Running, JobState::Succeeded]);
     let subject = format!("event.job.a.{}", running.job);
     assert!(entries.iter().flat_map(|entry| &entry.subjects).all(|of| *of == subject));
+}
+
+/// Whoever puts it into its line may hold none of the builders that can take it.
+#[sqlx::test(migrations = "../migrations")]
+async fn all_dispatchers_are_told_of_what_falls_due(pool: PgPool) {
+    let mut conn = pool.acquire().await.unwrap();
+    let version = version(&mut conn, "a").await;
+    let later = Some(OffsetDateTime::now_utc() + Duration::hours(1));
+    queue::enqueue(&mut conn, &NewJob { run_at: later, ..job(version) }).await.unwrap();
+    let mut listener = database::listen(&pool, &[Channel::Jobs, Channel::Outbox]).await.unwrap();
+    assert_eq!(queue::promote(&mut conn, 10).await.unwrap(), 0);
+    database::notify(&mut conn, Channel::Outbox).await.unwrap();
+    assert_eq!(listener.recv().await.unwrap().channel(), Channel::Outbox.name(), "nothing was told");
+    sqlx::query("UPDATE queue SET run_at = now()").execute(&mut *conn).await.unwrap();
+    assert_eq!(queue::promote(&mut conn, 10).await.unwrap(), 1);
+    assert_eq!(listener.recv().await.unwrap().channel(), Channel::Jobs.name());
 }
