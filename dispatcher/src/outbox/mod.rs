@@ -19,7 +19,7 @@ use cratemill_store::{
     outbox, queue,
 };
 use futures_util::future::join_all;
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use waves::Event;
@@ -38,6 +38,9 @@ const QUEUE_INTERVAL: Duration = Duration::from_secs(1);
 const QUEUE_SHARE: u32 = 20;
 /// How long an event is tried while the lock and a connection are held.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A transaction that says nothing for half a minute is ended: no wave begins after this, and one takes twice [`PATIENCE`].
+const LONGEST: Duration = Duration::from_secs(15);
 
 pub async fn run(
     pool: PgPool,
@@ -94,22 +97,37 @@ async fn relay(pool: &PgPool, bus: &Bus, length: &mut QueueLength) -> anyhow::Re
     let entries = outbox::oldest(&mut tx, BATCH).await?;
     metrics::outbox_lag(entries.len());
     let is_full = i64::try_from(entries.len()).is_ok_and(|count| count >= BATCH);
-    let ids: Vec<_> = entries.iter().map(|entry| entry.id).collect();
+    let mut ids: Vec<_> = entries.iter().map(|entry| entry.id).collect();
     let mut events = waves::events(entries);
     if is_full {
         events = waves::newest(events);
     }
-    for wave in waves::waves(&events) {
-        // One first: hundreds that are each tried again and again would say nothing more of a bus that is away.
-        let (first, others) = wave.split_at(1);
-        publish(bus, first).await?;
-        publish(bus, others).await?;
-    }
+    let left = publish_all(bus, &events).await?;
+    let left: HashSet<i64> = left.iter().map(|event| event.entry).collect();
+    ids.retain(|id| !left.contains(id));
     if !ids.is_empty() {
         outbox::delete(&mut tx, &ids).await?;
     }
     tx.commit().await?;
-    Ok(if is_full { Relayed::Full } else { Relayed::All })
+    Ok(if is_full || !left.is_empty() { Relayed::Full } else { Relayed::All })
+}
+
+/// Returns those that there was no time for: what the bus has by then need not be said again.
+async fn publish_all<'a>(bus: &Bus, events: &'a [Event]) -> Result<&'a [Event], Error> {
+    let started = Instant::now();
+    let mut left = events;
+    for wave in waves::waves(events) {
+        if started.elapsed() > LONGEST {
+            tracing::warn!(left = left.len(), "the bus takes events slowly");
+            break;
+        }
+        // One first: hundreds that are each tried again and again would say nothing more of a bus that is away.
+        let (first, others) = wave.split_at(1);
+        publish(bus, first).await?;
+        publish(bus, others).await?;
+        left = &left[wave.len()..];
+    }
+    Ok(left)
 }
 
 /// Returns once the bus has them all.

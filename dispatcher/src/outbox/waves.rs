@@ -9,6 +9,8 @@ const MAX_WAVE: usize = 512;
 
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Event {
+    /// What it was written with.
+    pub(super) entry: i64,
     /// The same at each try.
     pub(super) id: String,
     pub(super) subject: String,
@@ -20,6 +22,7 @@ pub(super) fn events(entries: Vec<Entry>) -> Vec<Event> {
     let of_entry = |Entry { id, subjects, payloads }: Entry| {
         let parts = (0_usize..).zip(subjects.into_iter().zip(payloads));
         parts.map(move |(n, (subject, payload))| Event {
+            entry: id,
             id: format!("o{id}.{n}"),
             subject,
             payload: payload.into(),
