@@ -99,7 +99,8 @@ impl Assignment {
             if in_time(queue::promote(&mut conn, MAX_PROMOTED)).await? == 0 {
                 let next = in_time(queue::next_due(&mut conn)).await?;
                 let wait = next.and_then(|next| Duration::try_from(next - OffsetDateTime::now_utc()).ok());
-                return Ok(Instant::now() + wait.unwrap_or(POLL).clamp(SHORTEST_WAIT, POLL));
+                let wait = wait.unwrap_or(POLL).min(self.wakes.unserved.known_for(Instant::now()));
+                return Ok(Instant::now() + wait.clamp(SHORTEST_WAIT, POLL));
             }
         }
     }
@@ -107,8 +108,13 @@ impl Assignment {
     /// One transaction; true if there may be more to assign.
     async fn round(&self, config: &IndexConfig) -> anyhow::Result<bool> {
         let mut tx = self.pool.begin().await?;
-        let waiting = sessions::waiting(&mut tx, MAX_BUILDERS).await?;
-        let Some(limit) = wanted(&waiting) else { return Ok(false) };
+        let unserved = self.wakes.unserved.known(Instant::now());
+        let waiting = sessions::waiting(&mut tx, MAX_BUILDERS, &unserved).await?;
+        let Some(limit) = wanted(&waiting) else {
+            drop(tx);
+            self.look_for_unserved(&unserved).await?;
+            return Ok(false);
+        };
         let mut targets: Vec<String> = waiting.iter().flat_map(|builder| builder.targets.clone()).collect();
         targets.sort();
         targets.dedup();
@@ -121,10 +127,6 @@ impl Assignment {
         let accept_s = i32::try_from(ACCEPT.as_secs()).context("a constant that fits")?;
         let leased = queue::assign(&mut tx, &wanted, accept_s).await?;
         tx.commit().await?;
-        // Builders of one target may have come before those of the other that something is due for.
-        let due = waiting.first().map_or(0, |first| first.due);
-        // And what this round wanted, another dispatcher may have taken while each held builders that the other needs.
-        let more = due >= MAX_BUILDERS || i64::try_from(leased.len()).is_ok_and(|leased| leased < due);
 
         self.wakes.outbox.notify_one();
         metrics::assigned(leased.len());
@@ -140,7 +142,27 @@ impl Assignment {
                 self.send(node, std::mem::replace(&mut jobs, rest)).await;
             }
         }
-        Ok(more)
+        let due = waiting.first().map_or(0, |first| first.due);
+        let counts = |job: &Candidate| !unserved.iter().any(|target| **target == *job.target);
+        let counted = pairs.iter().filter(|(job, _)| leased.contains(&job.id) && counts(job));
+        let served = i64::try_from(counted.count())?;
+        if served < due.min(limit) {
+            self.look_for_unserved(&unserved).await?;
+        }
+        // Builders of one target may have come before those of the other that something is due for.
+        // And what this round wanted, another dispatcher may have taken while each held builders that the other needs.
+        Ok(due >= MAX_BUILDERS || served < due)
+    }
+
+    /// Where builders or jobs are left that fit no other.
+    async fn look_for_unserved(&self, known: &[String]) -> anyhow::Result<()> {
+        let began = self.wakes.unserved.begin();
+        let found = sessions::unserved(&mut *self.pool.acquire().await?, known).await?;
+        if !found.is_empty() {
+            tracing::debug!(targets = ?found, "jobs wait for targets that no builder waits with");
+            self.wakes.unserved.found(began, found, Instant::now());
+        }
+        Ok(())
     }
 
     async fn send(&self, node: &str, jobs: Vec<Assigned>) {

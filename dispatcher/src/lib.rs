@@ -31,4 +31,5 @@ pub mod outcomes;
 pub mod registry;
 pub mod requests;
 pub mod rescue;
+pub mod unserved;
 pub mod wakes;

@@ -67,7 +67,7 @@ async fn record(pool: PgPool, wakes: Arc<Wakes>, mut rounds: Rounds<RequestBatch
         let recorded = match in_time(record_all(&pool, &requests)).await {
             Ok(changed) => {
                 tracing::trace!(requests = requests.len(), changed, "requests recorded");
-                wakes.demand.notify_one();
+                wakes.builders_ask(requests.iter().flat_map(|of| &of.targets).map(|target| &**target));
                 true
             }
             Err(error) => {

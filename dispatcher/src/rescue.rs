@@ -78,7 +78,7 @@ pub async fn turn(pool: &PgPool, wakes: &Wakes, patience: &mut Patience, now: In
 
 async fn round(pool: &PgPool, wakes: &Wakes) -> Result<(), cratemill_store::Error> {
     while in_time(expire_leases(pool)).await? > 0 {
-        wakes.attempt_ended();
+        wakes.attempt_returned();
     }
     in_time(expire_sessions(pool)).await
 }

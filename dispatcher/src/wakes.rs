@@ -1,7 +1,10 @@
 //! What wakes the loops of this process: notifications of the database, hints of other services, and each other. All of
 //! them poll as well.
 
-use crate::outage::{Outage, pause};
+use crate::{
+    outage::{Outage, pause},
+    unserved::Unserved,
+};
 use anyhow::Context as _;
 use cratemill_protocol::subjects;
 use cratemill_service::bus::Bus;
@@ -21,11 +24,26 @@ pub struct Wakes {
     /// A builder waits.
     pub demand: Notify,
     pub outbox: Notify,
+    /// What builders would have to wait for in vain; kept here since who asks for jobs is heard of elsewhere.
+    pub unserved: Unserved,
     /// An attempt ended: its log can be archived.
     pub ended: Notify,
 }
 
 impl Wakes {
+    /// This process has committed that builders ask for jobs of these targets.
+    pub fn builders_ask<'a>(&self, targets: impl IntoIterator<Item = &'a str>) {
+        self.unserved.offered(targets);
+        self.demand.notify_one();
+    }
+
+    /// This process has committed that attempts ended whose builders may wait again without asking.
+    pub fn attempt_returned(&self) {
+        self.unserved.forget();
+        self.demand.notify_one();
+        self.attempt_ended();
+    }
+
     /// This process has committed that attempts ended.
     pub fn attempt_ended(&self) {
         self.ended.notify_one();

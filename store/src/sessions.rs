@@ -16,7 +16,7 @@ pub struct Waiting {
     pub node: String,
     pub targets: Vec<String>,
     pub slots: i32,
-    /// How many jobs are due in all, counted no further than builders were asked for.
+    /// How many jobs are due in all, without those of unserved targets; counted no further than builders were asked for.
     pub due: i64,
 }
 
@@ -181,31 +181,61 @@ fn by_builder(all: impl Iterator<Item = (BuilderId, JobId, Attempt)>) -> (Vec<i6
 /// A node marks itself several times within so many seconds. One that does not is dead or hears of no job.
 const FRESH_S: i32 = 15;
 
+/// Of a session `s`: its builder wants jobs, may have some, and would hear of them.
+macro_rules! waits {
+    () => {
+        "s.slots > 0
+           AND coalesce((SELECT n.seen_at FROM nodes n WHERE n.name = s.node AND n.epoch = s.epoch), s.seen_at)
+               > now() - make_interval(secs => $2)
+           AND (SELECT b.enabled AND NOT b.drain FROM builders b WHERE b.id = s.builder_id)
+           AND coalesce((SELECT f.paused_until <= now() FROM builder_faults f WHERE f.builder_id = s.builder_id), true)"
+    };
+}
+
 /// Builders that wait, are not held back, and that something is queued for, those that have asked first first, and no more
-/// than jobs are due; their rows stay locked, and rows that others lock are passed over.
-pub async fn waiting(conn: &mut PgConnection, limit: i64) -> sqlx::Result<Vec<Waiting>> {
+/// than jobs are due; their rows stay locked, and rows that others lock are passed over. Jobs of targets that are known to be
+/// [`unserved`] do not count.
+pub async fn waiting(conn: &mut PgConnection, limit: i64, unserved: &[String]) -> sqlx::Result<Vec<Waiting>> {
     // Of ten thousand that wait only those are read, and locked, that are served: what is due is known before any is looked
     // at, the index has them in their turn, and what a scalar subquery asks is asked for one at a time.
-    sqlx::query_as(
+    sqlx::query_as(concat!(
         "WITH due AS MATERIALIZED (
-             SELECT coalesce(array_agg(t.name), '{}') AS names,
-                    (SELECT count(*) FROM (SELECT FROM queue q WHERE q.turn IS NOT NULL LIMIT $1) AS first) AS jobs
-             FROM (SELECT name FROM targets UNION ALL SELECT 'any') t
-             WHERE (SELECT true FROM queue q WHERE q.target = t.name AND q.turn IS NOT NULL
-                    ORDER BY q.priority, q.turn, q.job_id LIMIT 1)
+             SELECT coalesce(array_agg(name) FILTER (WHERE jobs > 0), '{}') AS names,
+                    least(sum(jobs), $1)::bigint AS jobs
+             FROM (
+                 SELECT t.name, (SELECT count(*) FROM (
+                     SELECT FROM queue q WHERE q.target = t.name AND q.turn IS NOT NULL LIMIT $1) AS first) AS jobs
+                 FROM (SELECT name FROM targets UNION ALL SELECT 'any') t WHERE t.name <> ALL($3)
+                 -- Counted once, though it is used twice.
+                 OFFSET 0
+             ) AS lines
          )
          SELECT s.builder_id, s.connection, s.node, s.targets, s.slots, (SELECT jobs FROM due) AS due
          FROM builder_sessions s
          WHERE (SELECT names <> '{}' FROM due)
            AND ((SELECT 'any' = ANY(names) FROM due) OR s.targets && (SELECT names FROM due))
-           AND s.slots > 0
-           AND coalesce((SELECT n.seen_at FROM nodes n WHERE n.name = s.node AND n.epoch = s.epoch), s.seen_at)
-               > now() - make_interval(secs => $2)
-           AND (SELECT b.enabled AND NOT b.drain FROM builders b WHERE b.id = s.builder_id)
-           AND coalesce((SELECT f.paused_until <= now() FROM builder_faults f WHERE f.builder_id = s.builder_id), true)
-         ORDER BY s.requested_at, s.builder_id LIMIT (SELECT jobs FROM due) FOR UPDATE OF s SKIP LOCKED",
-    )
+           AND ",
+        waits!(),
+        " ORDER BY s.requested_at, s.builder_id LIMIT (SELECT jobs FROM due) FOR UPDATE OF s SKIP LOCKED",
+    ))
     .bind(limit)
+    .bind(FRESH_S)
+    .bind(unserved)
+    .fetch_all(conn)
+    .await
+}
+
+/// Targets that jobs are due for and no builder waits with, beside those that are `known`.
+pub async fn unserved(conn: &mut PgConnection, known: &[String]) -> sqlx::Result<Vec<String>> {
+    sqlx::query_scalar(concat!(
+        "SELECT t.name FROM targets t
+         WHERE t.name <> ALL($1)
+           AND (SELECT true FROM queue q WHERE q.target = t.name AND q.turn IS NOT NULL LIMIT 1)
+           AND NOT EXISTS (SELECT FROM builder_sessions s WHERE t.name = ANY(s.targets) AND ",
+        waits!(),
+        ")"
+    ))
+    .bind(known)
     .bind(FRESH_S)
     .fetch_all(conn)
     .await

@@ -75,6 +75,8 @@ pub(super) async fn measure(server: &Server, jobs: usize, keep_snapshot: bool) -
         tx.commit().await?;
     }
     let enqueued_per_s = per_s(jobs, started.elapsed());
+    // Nodes that say nothing for a while are taken for dead.
+    nodes::mark(&mut *pool.acquire().await?, &Run { name: NODE.into(), epoch: 1 }).await?;
     let cpu = server.cpu()?;
 
     let started = Instant::now();
@@ -145,10 +147,11 @@ async fn lease(
     let mut given: HashMap<BuilderId, Vec<JobRef>> = HashMap::new();
     while done < jobs {
         let mut tx = sqlx::Connection::begin(&mut *conn).await?;
-        let waiting = sessions::waiting(&mut tx, MAX_WAITING).await?;
+        let waiting = sessions::waiting(&mut tx, MAX_WAITING, &[]).await?;
         if waiting.is_empty() {
             drop(tx);
             ensure!(!given.is_empty(), "no builder waits, and none has a job");
+            nodes::mark(&mut conn, &Run { name: NODE.into(), epoch: 1 }).await?;
             serial += 1;
             let requests: Vec<_> = builders
                 .iter()

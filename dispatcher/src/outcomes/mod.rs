@@ -162,7 +162,12 @@ impl Outcomes {
             Ok(Applied::Ended { state, result }) => {
                 tracing::debug!(%job, %attempt, result, %state, "an attempt ended");
                 metrics::outcome(result);
-                self.wakes.attempt_ended();
+                // Rejected, or handed back: its builder's slot was given back with it.
+                if state == JobState::Queued {
+                    self.wakes.attempt_returned();
+                } else {
+                    self.wakes.attempt_ended();
+                }
                 Handled::Done
             }
             Ok(Applied::Stale) => {

@@ -13,7 +13,7 @@ use cratemill_dispatcher::{
     wakes::{self, Wakes},
 };
 use cratemill_protocol::{
-    FailureClass, JobId, JobState, Kind, Limits, Outcome,
+    FailureClass, JobId, JobState, Kind, Limits, Outcome, Target,
     bus::{
         self, Assigned, BuildRequest, DomainEvent, EventMessage, LogBody, LogMessage, NodeMessage,
         OutcomeBatch, OutcomeMessage, RefreshReply, RefreshRequest, RequestBatch,
@@ -27,7 +27,10 @@ use cratemill_store::{PgPool, attempts, attempts::ToArchive, jobs, queue};
 use flate2::read::GzDecoder;
 use futures_util::StreamExt;
 use std::{collections::HashSet, io::Read, sync::Arc, time::Duration};
-use tokio::{task::JoinSet, time::timeout};
+use tokio::{
+    task::JoinSet,
+    time::{Instant, timeout},
+};
 use tokio_util::sync::CancellationToken;
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -39,6 +42,7 @@ struct Dispatcher {
     nats: Nats,
     peer: Peer,
     archive: Archive,
+    wakes: Arc<Wakes>,
     /// As an API node.
     api: Bus,
     /// As an operator.
@@ -87,9 +91,9 @@ impl Dispatcher {
             shutdown.clone(),
         ));
         tasks.spawn(outbox::run(pool.clone(), own.clone(), wakes.clone(), shutdown.clone()));
-        tasks.spawn(logs::run(archive.clone(), wakes, shutdown.clone()));
+        tasks.spawn(logs::run(archive.clone(), wakes.clone(), shutdown.clone()));
         tasks.spawn(answer::run(own, refreshes, shutdown.clone()));
-        Self { pool, store, nats, peer, archive, api, admin, shutdown, tasks }
+        Self { pool, store, nats, peer, archive, wakes, api, admin, shutdown, tasks }
     }
 
     /// Publishes as an API node does.
@@ -103,7 +107,7 @@ impl Dispatcher {
             builder: builder.id,
             connection: builder.connection.clone(),
             node: NODE.into(),
-            targets: Vec::new(),
+            targets: vec![Target::parse(LINUX).unwrap()],
             slots: 1,
             answered: Vec::new(),
             serial,
@@ -240,6 +244,26 @@ async fn archived(dispatcher: &Dispatcher, id: JobId) {
     let mut conn = dispatcher.pool.acquire().await.unwrap();
     let log = attempts::log(&mut conn, id, None).await.unwrap().unwrap();
     assert_eq!((log.log_object, log.log_bytes), (Some(object), Some(14)));
+}
+
+/// What was known of its target does not outlive a builder's request.
+#[sqlx::test(migrations = "../migrations")]
+async fn a_builder_that_asks_is_served_whatever_was_known(pool: PgPool) {
+    let dispatcher = Dispatcher::start(pool.clone()).await;
+    let mut conn = pool.acquire().await.unwrap();
+    let builder = Builder::connect(&mut conn, 1).await;
+    let mut node = dispatcher.api.client.subscribe(subjects::node(NODE)).await.unwrap();
+    dispatcher.api.settle().await.unwrap();
+    // For longer than this test waits.
+    let unserved = &dispatcher.wakes.unserved;
+    unserved.found(unserved.begin(), vec![LINUX.into()], Instant::now() + 10 * PATIENCE);
+    let version = version(&mut conn).await;
+    let id = queue::enqueue(&mut conn, &new_job(version, Kind::Tarball, LINUX)).await.unwrap().id();
+    dispatcher.ask(&builder, 1).await;
+    let message = timeout(PATIENCE, node.next()).await.unwrap().unwrap();
+    let assigned: NodeMessage = bus::decode(&message.payload).unwrap();
+    assert!(matches!(assigned, NodeMessage::Assign { jobs } if jobs[0].job.id == id));
+    dispatcher.stop().await;
 }
 
 #[sqlx::test(migrations = "../migrations")]

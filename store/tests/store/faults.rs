@@ -7,7 +7,7 @@ use cratemill_store::{PgConnection, PgPool, builders, faults, queue, sessions};
 /// Whether a job that is queued now would be a builder's.
 async fn is_served(conn: &mut PgConnection, other: VersionId) -> bool {
     queue::enqueue(conn, &job(other)).await.unwrap();
-    let waiting = sessions::waiting(conn, 1).await.unwrap();
+    let waiting = sessions::waiting(conn, 1, &[]).await.unwrap();
     queue::withdraw(conn, other).await.unwrap();
     !waiting.is_empty()
 }

@@ -25,7 +25,7 @@ fn request(builder: BuilderId, connection: &str, slots: u16, serial: u64) -> Bui
 }
 
 async fn free_slots(conn: &mut PgConnection) -> Vec<i32> {
-    sessions::waiting(conn, 10).await.unwrap().into_iter().map(|waiting| waiting.slots).collect()
+    sessions::waiting(conn, 10, &[]).await.unwrap().into_iter().map(|waiting| waiting.slots).collect()
 }
 
 fn gone(builder: BuilderId, job: JobId, attempt: Attempt, accepted: bool) -> Gone {
@@ -43,12 +43,12 @@ async fn the_newest_request_counts(pool: PgPool) {
     let mut tx = pool.begin().await.unwrap();
     let id = connected(&mut tx, "b", LINUX).await;
     queued(&mut tx, LINUX).await;
-    assert!(sessions::waiting(&mut tx, 10).await.unwrap().is_empty(), "nothing asked for yet");
+    assert!(sessions::waiting(&mut tx, 10, &[]).await.unwrap().is_empty(), "nothing asked for yet");
     assert!(sessions::request(&mut tx, &request(id, "c-b", 3, 2)).await.unwrap());
     assert!(!sessions::request(&mut tx, &request(id, "c-b", 9, 1)).await.unwrap(), "an older one");
     assert!(!sessions::request(&mut tx, &request(id, "c-b", 9, 2)).await.unwrap(), "a repeated one");
     assert!(!sessions::request(&mut tx, &request(id, "gone", 9, 5)).await.unwrap());
-    let waiting = sessions::waiting(&mut tx, 10).await.unwrap();
+    let waiting = sessions::waiting(&mut tx, 10, &[]).await.unwrap();
     assert_eq!((waiting.len(), waiting[0].slots, waiting[0].node.as_str()), (1, 3, "node-1"));
     assert_eq!(waiting[0].targets, [LINUX]);
 
@@ -154,7 +154,7 @@ async fn those_who_may_not_build_do_not_wait(pool: PgPool) {
     sessions::request(&mut tx, &request(id, "c-b", 1, 1)).await.unwrap();
     for (enabled, drain, waits) in [(true, true, false), (false, false, false), (true, false, true)] {
         assert!(builders::update(&mut tx, id, Some(enabled), Some(drain)).await.unwrap());
-        assert_eq!(!sessions::waiting(&mut tx, 10).await.unwrap().is_empty(), waits);
+        assert_eq!(!sessions::waiting(&mut tx, 10, &[]).await.unwrap().is_empty(), waits);
     }
 }
 
@@ -165,8 +165,8 @@ async fn a_builder_that_another_dispatcher_serves_is_passed_over(pool: PgPool) {
     queued(&mut conn, LINUX).await;
     sessions::request(&mut conn, &request(id, "c-b", 1, 1)).await.unwrap();
     let (mut one, mut two) = (pool.begin().await.unwrap(), pool.begin().await.unwrap());
-    assert_eq!(sessions::waiting(&mut one, 10).await.unwrap().len(), 1);
-    assert!(sessions::waiting(&mut two, 10).await.unwrap().is_empty());
+    assert_eq!(sessions::waiting(&mut one, 10, &[]).await.unwrap().len(), 1);
+    assert!(sessions::waiting(&mut two, 10, &[]).await.unwrap().is_empty());
 }
 
 /// However many builders wait for what nobody wants built, the one that is needed is found.
@@ -179,7 +179,7 @@ async fn only_those_wait_that_something_is_queued_for(pool: PgPool) {
         assert!(sessions::request(&mut conn, &request(id, &format!("c-{name}"), 1, 1)).await.unwrap());
     }
     let waiting = async |conn: &mut PgConnection, limit| -> Vec<String> {
-        let waiting = sessions::waiting(conn, limit).await.unwrap();
+        let waiting = sessions::waiting(conn, limit, &[]).await.unwrap();
         waiting.into_iter().map(|waiting| waiting.connection).collect()
     };
     assert!(waiting(&mut conn, 10).await.is_empty(), "nothing is queued");
@@ -200,6 +200,32 @@ async fn only_those_wait_that_something_is_queued_for(pool: PgPool) {
     assert_eq!(waiting(&mut conn, 10).await, ["c-a", "c-b", "c-c", "c-d"]);
 }
 
+/// Any number of jobs for a target without builders keeps no builder of another locked.
+#[sqlx::test(migrations = "../migrations")]
+async fn what_is_known_to_be_unserved_does_not_count(pool: PgPool) {
+    let mut conn = pool.acquire().await.unwrap();
+    for name in ["a", "b", "c"] {
+        let id = connected(&mut conn, name, LINUX).await;
+        assert!(sessions::request(&mut conn, &request(id, &format!("c-{name}"), 1, 1)).await.unwrap());
+    }
+    let arm = connected(&mut conn, "arm", ARM).await;
+    assert!(sessions::unserved(&mut conn, &[]).await.unwrap().is_empty(), "nothing is queued");
+    for name in ["one", "two"] {
+        let version = version(&mut conn, name).await;
+        queue::enqueue(&mut conn, &NewJob { target: target(ARM), ..job(version) }).await.unwrap();
+    }
+    assert_eq!(sessions::unserved(&mut conn, &[]).await.unwrap(), [ARM], "its builder asks for nothing");
+    assert!(sessions::unserved(&mut conn, &[ARM.into()]).await.unwrap().is_empty(), "it is known");
+    queued(&mut conn, LINUX).await;
+    assert_eq!(sessions::unserved(&mut conn, &[]).await.unwrap(), [ARM]);
+    let all = sessions::waiting(&mut conn, 10, &[]).await.unwrap();
+    assert_eq!((all.len(), all[0].due), (3, 3));
+    let known = sessions::waiting(&mut conn, 10, &[ARM.into()]).await.unwrap();
+    assert_eq!((known.len(), known[0].due), (1, 1), "as many as jobs that could be served");
+    assert!(sessions::request(&mut conn, &request(arm, "c-arm", 1, 1)).await.unwrap());
+    assert!(sessions::unserved(&mut conn, &[]).await.unwrap().is_empty());
+}
+
 #[sqlx::test(migrations = "../migrations")]
 async fn a_new_connection_supersedes_the_old_one(pool: PgPool) {
     let mut tx = pool.begin().await.unwrap();
@@ -208,7 +234,7 @@ async fn a_new_connection_supersedes_the_old_one(pool: PgPool) {
     sessions::request(&mut tx, &request(id, "c-b", 4, 9)).await.unwrap();
     let second = node(&mut tx, "node-2").await;
     sessions::open(&mut tx, id, "c-2", &second, &[target(LINUX)]).await.unwrap();
-    assert!(sessions::waiting(&mut tx, 10).await.unwrap().is_empty(), "it has not asked yet");
+    assert!(sessions::waiting(&mut tx, 10, &[]).await.unwrap().is_empty(), "it has not asked yet");
     assert!(sessions::request(&mut tx, &request(id, "c-2", 1, 1)).await.unwrap(), "its numbers start over");
     assert_eq!(sessions::node_of(&mut tx, id).await.unwrap().as_deref(), Some("node-2"));
     assert!(!sessions::close(&mut tx, "c-b").await.unwrap(), "the old one's end is no news");
