@@ -6,6 +6,7 @@
 
 mod corpus;
 mod costs;
+mod limit;
 mod path;
 mod peers;
 mod queue;
@@ -14,6 +15,7 @@ mod usage;
 
 use crate::statistics::{hundredths, median};
 use anyhow::{Result, ensure};
+use limit::Promise;
 use peers::Load;
 use serde_json::{Value, json};
 use server::Server;
@@ -41,8 +43,8 @@ pub(crate) struct Arguments {
     latency_jobs: usize,
     #[arg(long, default_value_t = 100.0)]
     latency_per_s: f64,
-    /// What to measure, of `queue`, `path` and `peers`.
-    #[arg(long, value_delimiter = ',', default_value = "queue,path,peers")]
+    /// What to measure, of `queue`, `path`, `peers` and `limits`.
+    #[arg(long, value_delimiter = ',', default_value = "queue,path,peers,limits")]
     only: Vec<String>,
 }
 
@@ -74,6 +76,11 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
         println!("the queue alone, an old snapshot open: {queue}");
         result["queue_old_snapshot"] = queue;
     }
+    if wants("limits") {
+        let limits = limits(&server, &arguments).await?;
+        println!("what the machine allows: {limits}");
+        result["limits"] = limits;
+    }
     drop(server);
     if wants("path") {
         let path = whole_path(&arguments, false).await?;
@@ -103,6 +110,33 @@ async fn queue_alone(server: &Server, arguments: &Arguments, keep_snapshot: bool
         "wal_bytes_per_job": of(|run| run.costs.wal_bytes).round(),
         "dead_tuples_per_job": hundredths(of(|run| run.costs.dead_tuples)),
     }))
+}
+
+/// What the machine allows, with one more promise each; and what the whole path cannot do without.
+async fn limits(server: &Server, arguments: &Arguments) -> Result<Value> {
+    let mut queue = Vec::new();
+    for promise in Promise::ALL {
+        let mut runs = Vec::new();
+        for _ in 0..arguments.runs {
+            runs.push(limit::measure(server, promise, arguments.jobs).await?);
+        }
+        let of = |field: fn(&limit::Measured) -> f64| median(runs.iter().map(field).collect());
+        queue.push(json!({
+            "name": promise.name(),
+            "jobs_per_s": of(|run| run.jobs_per_s).round(),
+            "postgres_us_per_job": hundredths(of(|run| run.cpu_us)),
+            "wal_bytes_per_job": of(|run| run.costs.wal_bytes).round(),
+            "dead_tuples_per_job": hundredths(of(|run| run.costs.dead_tuples)),
+        }));
+    }
+    let (mut postgres, mut nats) = (Vec::new(), Vec::new());
+    for _ in 0..arguments.runs {
+        postgres.push(limit::postgres_us(server, arguments.jobs).await?);
+        nats.push(limit::nats_us(arguments.jobs).await?);
+    }
+    let (postgres, nats) = (median(postgres), median(nats));
+    let path = json!({ "postgres_us_per_job": hundredths(postgres), "nats_us_per_job": hundredths(nats) });
+    Ok(json!({ "queue": queue, "path": path }))
 }
 
 async fn whole_path(arguments: &Arguments, keep_snapshot: bool) -> Result<Value> {
