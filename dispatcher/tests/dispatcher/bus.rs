@@ -2,7 +2,7 @@
 
 use crate::{
     peer::Peer,
-    support::{Builder, LINUX, NODE, Store, new_job, version},
+    support::{ARM, Builder, LINUX, NODE, Store, new_job, version},
 };
 use cratemill_dispatcher::{
     assignment::{self, Assignment},
@@ -244,6 +244,30 @@ async fn archived(dispatcher: &Dispatcher, id: JobId) {
     let mut conn = dispatcher.pool.acquire().await.unwrap();
     let log = attempts::log(&mut conn, id, None).await.unwrap().unwrap();
     assert_eq!((log.log_object, log.log_bytes), (Some(object), Some(14)));
+}
+
+/// Jobs that nobody can take are known as such once a round has met them, and another's job is handed out beside them.
+#[sqlx::test(migrations = "../migrations")]
+async fn a_target_without_builders_is_found(pool: PgPool) {
+    let dispatcher = Dispatcher::start(pool.clone()).await;
+    let mut conn = pool.acquire().await.unwrap();
+    let builder = Builder::connect(&mut conn, 1).await;
+    let mut node = dispatcher.api.client.subscribe(subjects::node(NODE)).await.unwrap();
+    dispatcher.api.settle().await.unwrap();
+    let version = version(&mut conn).await;
+    queue::enqueue(&mut conn, &new_job(version, Kind::Tarball, ARM)).await.unwrap();
+    let id = queue::enqueue(&mut conn, &new_job(version, Kind::Tarball, LINUX)).await.unwrap().id();
+    dispatcher.ask(&builder, 1).await;
+    let message = timeout(PATIENCE, node.next()).await.unwrap().unwrap();
+    let assigned: NodeMessage = bus::decode(&message.payload).unwrap();
+    assert!(matches!(assigned, NodeMessage::Assign { jobs } if jobs[0].job.id == id));
+    let found = async {
+        while dispatcher.wakes.unserved.known(Instant::now()) != [ARM] {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, found).await.expect("it is found");
+    dispatcher.stop().await;
 }
 
 /// What was known of its target does not outlive a builder's request.

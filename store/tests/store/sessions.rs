@@ -224,6 +224,20 @@ async fn what_is_known_to_be_unserved_does_not_count(pool: PgPool) {
     assert_eq!((known.len(), known[0].due), (1, 1), "as many as jobs that could be served");
     assert!(sessions::request(&mut conn, &request(arm, "c-arm", 1, 1)).await.unwrap());
     assert!(sessions::unserved(&mut conn, &[]).await.unwrap().is_empty());
+    // It waits, and gets nothing: nor does its target count.
+    for (held_back, again) in [
+        ("UPDATE builders SET drain = true WHERE id = $1", "UPDATE builders SET drain = false WHERE id = $1"),
+        (
+            "INSERT INTO builder_faults (builder_id, faults, last_at, paused_until)
+             VALUES ($1, 1, now(), now() + interval '1 h')",
+            "DELETE FROM builder_faults WHERE builder_id = $1",
+        ),
+    ] {
+        sqlx::query(held_back).bind(arm.0).execute(&mut *conn).await.unwrap();
+        assert_eq!(sessions::unserved(&mut conn, &[]).await.unwrap(), [ARM], "{held_back}");
+        sqlx::query(again).bind(arm.0).execute(&mut *conn).await.unwrap();
+        assert!(sessions::unserved(&mut conn, &[]).await.unwrap().is_empty(), "{again}");
+    }
 }
 
 #[sqlx::test(migrations = "../migrations")]
