@@ -93,16 +93,22 @@ impl Assignment {
         loop {
             while in_time(self.round(config)).await? {}
             if Instant::now() < due {
-                return Ok(due);
+                return Ok(due.min(self.forgotten()));
             }
             let mut conn = self.pool.acquire().await?;
             if in_time(queue::promote(&mut conn, MAX_PROMOTED)).await? == 0 {
                 let next = in_time(queue::next_due(&mut conn)).await?;
                 let wait = next.and_then(|next| Duration::try_from(next - OffsetDateTime::now_utc()).ok());
-                let wait = wait.unwrap_or(POLL).min(self.wakes.unserved.known_for(Instant::now()));
-                return Ok(Instant::now() + wait.clamp(SHORTEST_WAIT, POLL));
+                let due = Instant::now() + wait.unwrap_or(POLL).clamp(SHORTEST_WAIT, POLL);
+                return Ok(due.min(self.forgotten()));
             }
         }
+    }
+
+    /// When what is known of targets without builders has to be looked for again.
+    fn forgotten(&self) -> Instant {
+        let now = Instant::now();
+        now + self.wakes.unserved.known_for(now).clamp(SHORTEST_WAIT, POLL)
     }
 
     /// One transaction; true if there may be more to assign.
@@ -112,7 +118,7 @@ impl Assignment {
         let waiting = sessions::waiting(&mut tx, MAX_BUILDERS, &unserved).await?;
         let Some(limit) = wanted(&waiting) else {
             drop(tx);
-            self.look_for_unserved(&unserved).await?;
+            self.look_for_unserved(&unserved).await;
             return Ok(false);
         };
         let mut targets: Vec<String> = waiting.iter().flat_map(|builder| builder.targets.clone()).collect();
@@ -147,22 +153,25 @@ impl Assignment {
         let counted = pairs.iter().filter(|(job, _)| leased.contains(&job.id) && counts(job));
         let served = i64::try_from(counted.count())?;
         if served < due.min(limit) {
-            self.look_for_unserved(&unserved).await?;
+            self.look_for_unserved(&unserved).await;
         }
         // Builders of one target may have come before those of the other that something is due for.
         // And what this round wanted, another dispatcher may have taken while each held builders that the other needs.
         Ok(due >= MAX_BUILDERS || served < due)
     }
 
-    /// Where builders or jobs are left that fit no other.
-    async fn look_for_unserved(&self, known: &[String]) -> anyhow::Result<()> {
+    /// Where builders or jobs are left that fit no other. What the round did stands without it.
+    async fn look_for_unserved(&self, known: &[String]) {
         let began = self.wakes.unserved.begin();
-        let found = sessions::unserved(&mut *self.pool.acquire().await?, known).await?;
-        if !found.is_empty() {
-            tracing::debug!(targets = ?found, "jobs wait for targets that no builder waits with");
-            self.wakes.unserved.found(began, found, Instant::now());
+        let looked = async { sessions::unserved(&mut *self.pool.acquire().await?, known).await };
+        match looked.await {
+            Ok(found) if found.is_empty() => {}
+            Ok(found) => {
+                tracing::debug!(targets = ?found, "jobs wait for targets that no builder waits with");
+                self.wakes.unserved.found(began, found, Instant::now());
+            }
+            Err(error) => tracing::debug!(%error, "cannot look for targets that no builder waits with"),
         }
-        Ok(())
     }
 
     async fn send(&self, node: &str, jobs: Vec<Assigned>) {

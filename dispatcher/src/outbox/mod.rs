@@ -19,7 +19,7 @@ use cratemill_store::{
     outbox, queue,
 };
 use futures_util::future::join_all;
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use waves::Event;
@@ -89,6 +89,7 @@ enum Relayed {
 
 /// Publishes one batch, if no other dispatcher is at it.
 async fn relay(pool: &PgPool, bus: &Bus, length: &mut QueueLength) -> anyhow::Result<Relayed> {
+    let started = Instant::now();
     let mut tx = pool.begin().await?;
     if !try_lock(&mut tx, Alone::Outbox).await? {
         return Ok(Relayed::Busy);
@@ -97,14 +98,13 @@ async fn relay(pool: &PgPool, bus: &Bus, length: &mut QueueLength) -> anyhow::Re
     let entries = outbox::oldest(&mut tx, BATCH).await?;
     metrics::outbox_lag(entries.len());
     let is_full = i64::try_from(entries.len()).is_ok_and(|count| count >= BATCH);
-    let mut ids: Vec<_> = entries.iter().map(|entry| entry.id).collect();
+    let ids: Vec<_> = entries.iter().map(|entry| entry.id).collect();
     let mut events = waves::events(entries);
     if is_full {
         events = waves::newest(events);
     }
-    let left = publish_all(bus, &events).await?;
-    let left: HashSet<i64> = left.iter().map(|event| event.entry).collect();
-    ids.retain(|id| !left.contains(id));
+    let left = publish_all(bus, &events, started + LONGEST).await?;
+    let ids = waves::delivered(ids, left);
     if !ids.is_empty() {
         outbox::delete(&mut tx, &ids).await?;
     }
@@ -113,11 +113,11 @@ async fn relay(pool: &PgPool, bus: &Bus, length: &mut QueueLength) -> anyhow::Re
 }
 
 /// Returns those that there was no time for: what the bus has by then need not be said again.
-async fn publish_all<'a>(bus: &Bus, events: &'a [Event]) -> Result<&'a [Event], Error> {
-    let started = Instant::now();
+async fn publish_all<'a>(bus: &Bus, events: &'a [Event], until: Instant) -> Result<&'a [Event], Error> {
     let mut left = events;
-    for wave in waves::waves(events) {
-        if started.elapsed() > LONGEST {
+    for (n, wave) in waves::waves(events).into_iter().enumerate() {
+        // One at least, or nothing would ever be done.
+        if n > 0 && Instant::now() > until {
             tracing::warn!(left = left.len(), "the bus takes events slowly");
             break;
         }

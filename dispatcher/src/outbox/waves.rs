@@ -58,6 +58,13 @@ pub(super) fn waves(events: &[Event]) -> Vec<&[Event]> {
     waves
 }
 
+/// Entries of which nothing is `left` to be published.
+pub(super) fn delivered(mut entries: Vec<i64>, left: &[Event]) -> Vec<i64> {
+    let left: HashSet<i64> = left.iter().map(|event| event.entry).collect();
+    entries.retain(|id| !left.contains(id));
+    entries
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -85,6 +92,28 @@ mod tests {
                 let names: HashSet<_> = wave.iter().map(|event| &event.subject).collect();
                 prop_assert_eq!(names.len(), wave.len());
                 prop_assert!((1..=MAX_WAVE).contains(&wave.len()));
+            }
+        }
+
+        #[test]
+        fn whenever_it_stops_each_subjects_newest_event_is_out_or_kept(
+            subjects in prop::collection::vec(prop::collection::vec(0_u8..6, 1..6), 1..12),
+            behind: bool,
+            stop: prop::sample::Index,
+        ) {
+            let entries: Vec<_> = (1..).zip(&subjects).map(|(id, of)| entry(id, of)).collect();
+            let ids: Vec<i64> = entries.iter().map(|entry| entry.id).collect();
+            let all = events(entries);
+            let events = if behind { newest(all.clone()) } else { all.clone() };
+            let waves = waves(&events);
+            let out: usize = waves[..stop.index(waves.len() + 1)].iter().map(|wave| wave.len()).sum();
+            let (out, left) = events.split_at(out);
+            let gone = delivered(ids.clone(), left);
+            if left.is_empty() {
+                prop_assert_eq!(&gone, &ids);
+            }
+            for event in newest(all) {
+                prop_assert!(out.contains(&event) || !gone.contains(&event.entry), "{:?}", event);
             }
         }
 

@@ -26,8 +26,9 @@ use cratemill_store::{
 pub enum Applied {
     /// The attempt no longer has the job, or it was another builder's.
     Stale,
-    /// `result` is how the attempt counts, `state` what became of the job.
-    Ended { state: JobState, result: &'static str },
+    /// `result` is how the attempt counts, `state` what became of the job. Its builder has its slot back where it never took
+    /// the job: then it waits again without asking.
+    Ended { state: JobState, result: &'static str, slot_is_back: bool },
 }
 
 /// Applies an outcome, with the document that [`read`] found. After an error nothing has changed, and it can be applied
@@ -54,7 +55,8 @@ pub async fn apply(
     sessions::give_back(&mut tx, &[ending::gone(&held)]).await?;
     let state = ending::end(&mut tx, &held, &outcome, Some(message.last_seq)).await?;
     tx.commit().await?;
-    Ok(Applied::Ended { state, result: queue::result_name(&outcome) })
+    let result = queue::result_name(&outcome);
+    Ok(Applied::Ended { state, result, slot_is_back: !held.accepted })
 }
 
 /// A success that cannot be believed tells nothing about the crate: another builder tries.

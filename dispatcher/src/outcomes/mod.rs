@@ -159,11 +159,10 @@ impl Outcomes {
     async fn handle_one(&self, message: &OutcomeMessage, deliveries: i64) -> Handled {
         let (job, attempt) = (message.job, message.attempt);
         match self.apply(message).await {
-            Ok(Applied::Ended { state, result }) => {
+            Ok(Applied::Ended { state, result, slot_is_back }) => {
                 tracing::debug!(%job, %attempt, result, %state, "an attempt ended");
                 metrics::outcome(result);
-                // Rejected, or handed back: its builder's slot was given back with it.
-                if state == JobState::Queued {
+                if slot_is_back {
                     self.wakes.attempt_returned();
                 } else {
                     self.wakes.attempt_ended();
@@ -173,6 +172,8 @@ impl Outcomes {
             Ok(Applied::Stale) => {
                 tracing::info!(%job, %attempt, "a late or repeated outcome changes nothing");
                 metrics::outcome("stale");
+                // What ended it may have been committed without an answer, and told nobody.
+                self.wakes.attempt_ended();
                 Handled::Done
             }
             Err(Error::Database(error)) if database::is_permanent(&error) && deliveries >= MAX_REFUSED => {
@@ -196,6 +197,7 @@ impl Outcomes {
             return Ok(Applied::Ended {
                 state: JobState::Failed,
                 result: queue::result_name(&message.outcome),
+                slot_is_back: false,
             });
         }
         let document = if apply::to_read(message).is_some() {

@@ -33,7 +33,7 @@ async fn job(pool: &PgPool, id: JobId) -> jobs::Job {
 
 async fn ended(pool: &PgPool, objects: &Objects, message: &OutcomeMessage) -> (JobState, &'static str) {
     match apply(pool, objects, message).await.unwrap() {
-        Applied::Ended { state, result } => (state, result),
+        Applied::Ended { state, result, .. } => (state, result),
         Applied::Stale => panic!("the attempt has the job"),
     }
 }
