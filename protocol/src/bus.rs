@@ -3,10 +3,12 @@
 //! A receiver ignores fields it does not know and refuses a version it does not know.
 
 use crate::{
-    ArtifactId, Attempt, BuilderId, CrateName, Features, JobId, JobState, Kind, Limits, Outcome, Priority,
-    Sha256Hex, Stage, Target, VersionId, builder::JobRef, codec,
+    Attempt, BuilderId, CrateName, Features, JobId, JobState, Kind, Limits, Outcome, Priority, Sha256Hex,
+    Stage, Target, VersionId, builder::JobRef, codec,
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+pub use crate::download::{ClientClass, DownloadBatch, DownloadCount, Install};
 
 pub const VERSION: u8 = 1;
 
@@ -31,12 +33,17 @@ struct VersionOnly {
     v: u8,
 }
 
+/// The version of a message that this program may not understand the rest of.
+pub(crate) fn version(bytes: &[u8]) -> Result<u8, Error> {
+    Ok(codec::Encoding::MsgPack.decode::<VersionOnly>(bytes)?.v)
+}
+
 pub fn encode<T: Serialize>(message: &T) -> Vec<u8> {
     codec::Encoding::MsgPack.encode(&Envelope { v: VERSION, message })
 }
 
 pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
-    let VersionOnly { v } = codec::Encoding::MsgPack.decode(bytes)?;
+    let v = version(bytes)?;
     if v != VERSION {
         return Err(Error::Version(v));
     }
@@ -282,97 +289,9 @@ pub enum RefreshReply {
     },
 }
 
-/// API node -> counters, on `download.<node>`: counts since the batch before it.
-///
-/// (`node`, `epoch`) names one run of one publisher and `batch` counts up from 1 within it: that, not a stream's
-/// sequence, tells a counter what it has applied already.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct DownloadBatch {
-    pub node: String,
-    /// Unix milliseconds of the publisher's start.
-    pub epoch: i64,
-    pub batch: u64,
-    pub counts: Vec<DownloadCount>,
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct DownloadCount {
-    pub artifact: ArtifactId,
-    /// Days since 1970-01-01, UTC.
-    pub day: i32,
-    pub client: ClientClass,
-    pub count: u64,
-}
-
-/// What asked for a download, from its user agent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ClientClass {
-    Binstall,
-    Apt,
-    Cargo,
-    Curl,
-    Browser,
-    Other,
-}
-
-impl ClientClass {
-    pub const ALL: [Self; 6] =
-        [Self::Binstall, Self::Apt, Self::Cargo, Self::Curl, Self::Browser, Self::Other];
-
-    pub fn of_user_agent(agent: &str) -> Self {
-        let agent = agent.get(..256).unwrap_or(agent).to_ascii_lowercase();
-        let has = |word: &str| agent.contains(word);
-        if ["bot", "crawler", "spider"].into_iter().any(has) {
-            Self::Other
-        } else if agent.starts_with("cargo-binstall/") {
-            Self::Binstall
-        } else if has("apt-http/") || agent.starts_with("debian apt") {
-            Self::Apt
-        } else if agent.starts_with("cargo/") || agent.starts_with("cargo ") {
-            Self::Cargo
-        } else if agent.starts_with("curl/") || agent.starts_with("wget/") {
-            Self::Curl
-        } else if agent.starts_with("mozilla/") {
-            Self::Browser
-        } else {
-            Self::Other
-        }
-    }
-
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Binstall => "binstall",
-            Self::Apt => "apt",
-            Self::Cargo => "cargo",
-            Self::Curl => "curl",
-            Self::Browser => "browser",
-            Self::Other => "other",
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn user_agents_have_a_class() {
-        for (agent, class) in [
-            ("cargo-binstall/1.17.4", ClientClass::Binstall),
-            ("Debian APT-HTTP/1.3 (2.6.1)", ClientClass::Apt),
-            ("cargo/1.95.0 (f2d3ce0bd 2026-03-21)", ClientClass::Cargo),
-            ("curl/7.88.1", ClientClass::Curl),
-            ("Wget/1.21", ClientClass::Curl),
-            ("Mozilla/5.0 (X11; Linux x86_64)", ClientClass::Browser),
-            ("Mozilla/5.0 (compatible; Googlebot/2.1)", ClientClass::Other),
-            ("", ClientClass::Other),
-        ] {
-            assert_eq!(ClientClass::of_user_agent(agent), class, "{agent}");
-        }
-        // A cut inside a character must not panic.
-        ClientClass::of_user_agent(&"ä".repeat(200));
-    }
 
     #[test]
     fn another_version_is_refused() {

@@ -7,6 +7,7 @@ pub mod builder;
 pub mod bus;
 pub mod codec;
 pub mod digest;
+pub mod download;
 pub mod ids;
 pub mod job;
 pub mod manifest;

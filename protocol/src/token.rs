@@ -7,9 +7,11 @@ use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD as BASE64};
 use hmac::{Hmac, Mac};
 use serde::{Deserialize, Serialize};
 use sha2::Sha256;
-use std::fmt;
+use std::{fmt, net::IpAddr};
 
 const PREFIX: &str = "ctj1.";
+/// Keeps pseudonyms apart from tokens under the same secret.
+const PSEUDONYM_PREFIX: &str = "ctp1.";
 
 /// The text of a token: a secret, so it does not show in debug output.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -90,6 +92,20 @@ impl Signer {
         if now >= claims.expires { Err(Error::Expired) } else { Ok(claims) }
     }
 
+    /// Stands for an address where two requests of one client are to be recognised, and tells nobody which it is. Of an
+    /// IPv6 address only the network counts: its host changes the rest as it likes.
+    pub fn pseudonym(&self, address: IpAddr) -> i64 {
+        let mut mac = self.0.clone();
+        mac.update(PSEUDONYM_PREFIX.as_bytes());
+        match address.to_canonical() {
+            IpAddr::V4(address) => mac.update(&address.octets()),
+            IpAddr::V6(address) => mac.update(&address.octets()[..8]),
+        }
+        let mac: [u8; 32] = mac.finalize().into_bytes().into();
+        let first = mac.first_chunk().expect("a SHA-256 is longer");
+        i64::from_be_bytes(*first)
+    }
+
     fn mac(&self, claims: &str) -> Hmac<Sha256> {
         let mut mac = self.0.clone();
         mac.update(PREFIX.as_bytes());
@@ -101,6 +117,17 @@ impl Signer {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pseudonym_is_of_one_network_and_one_secret() {
+        let of = |secret: &[u8], address: &str| Signer::new(secret).pseudonym(address.parse().unwrap());
+        assert_eq!(of(b"a", "192.0.2.1"), of(b"a", "::ffff:192.0.2.1"));
+        assert_eq!(of(b"a", "2001:db8::1"), of(b"a", "2001:db8::2"));
+        for other in ["192.0.2.2", "2001:db8:0:1::1"] {
+            assert_ne!(of(b"a", "192.0.2.1"), of(b"a", other));
+        }
+        assert_ne!(of(b"a", "192.0.2.1"), of(b"b", "192.0.2.1"));
+    }
     use proptest::prelude::*;
 
     fn claims() -> Claims {

@@ -7,13 +7,13 @@ use cratemill_protocol::{
     builder::JobRef,
     bus::{
         Assigned, AssignedJob, BuildRequest, BuilderState, ClientClass, DomainEvent, DownloadBatch,
-        DownloadCount, EventMessage, JobChanged, LogBody, LogMessage, NodeMessage, OutcomeBatch,
+        DownloadCount, EventMessage, Install, JobChanged, LogBody, LogMessage, NodeMessage, OutcomeBatch,
         OutcomeMessage, RefreshReply, RefreshRequest, RequestBatch, VersionChange, VersionChanged, decode,
         encode,
     },
     job::Timings,
 };
-use serde::{Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::fmt::Debug;
 
 const JOB: JobId = JobId(7);
@@ -186,18 +186,61 @@ fn domain_events() {
 }
 
 #[test]
-fn refreshes_and_downloads() {
+fn refreshes() {
     let mut golden = Golden::open("bus/other");
     check(&mut golden, "refresh.request", &RefreshRequest { krate: krate() });
     check(&mut golden, "refresh.fresh", &RefreshReply::Fresh);
     check(&mut golden, "refresh.not_found", &RefreshReply::NotFound);
     let unavailable = RefreshReply::Unavailable { message: "the index answered 503".into() };
     check(&mut golden, "refresh.unavailable", &unavailable);
+    golden.close();
+}
+
+#[test]
+fn downloads() {
+    let mut golden = Golden::open("bus/download");
     let count = |client| DownloadCount { artifact: ArtifactId(9), day: 20_455, client, count: 2 };
     let counts = ClientClass::ALL.map(count).to_vec();
-    let batch = DownloadBatch { node: "api-1".into(), epoch: AT_MS, batch: 4, counts };
-    check(&mut golden, "download.batch", &batch);
+    let batch = DownloadBatch { node: "api-1".into(), epoch: AT_MS, batch: 4, counts, installs: vec![] };
+    let client = ClientClass::Binstall;
+    let install = Install { artifact: ArtifactId(9), day: 20_455, client, who: -7, at_s: AT_MS / 1_000 };
+    let installs = DownloadBatch { installs: vec![install], ..batch.clone() };
+    for (name, batch) in [("batch", &batch), ("installs", &installs)] {
+        let bytes = golden.bytes(name, &batch.encode());
+        assert_eq!(&DownloadBatch::decode(&bytes).unwrap(), batch, "{name}");
+    }
+    // Counts as maps, as nodes of before sent them, and what they read.
+    let before = golden.bytes("batch_of_before", &encode(&BatchOfBefore::of(&batch)));
+    assert_eq!(DownloadBatch::decode(&before).unwrap(), batch);
+    assert_eq!(decode::<BatchOfBefore>(&batch.encode()).unwrap(), BatchOfBefore::of(&batch));
     golden.close();
+}
+
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+struct BatchOfBefore {
+    node: String,
+    epoch: i64,
+    batch: u64,
+    counts: Vec<CountOfBefore>,
+}
+
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+struct CountOfBefore {
+    artifact: ArtifactId,
+    day: i32,
+    client: ClientClass,
+    count: u64,
+}
+
+impl BatchOfBefore {
+    fn of(batch: &DownloadBatch) -> Self {
+        let counts = batch.counts.iter().map(|count| {
+            let DownloadCount { artifact, day, client, count } = *count;
+            CountOfBefore { artifact, day, client, count }
+        });
+        let (node, counts) = (batch.node.clone(), counts.collect());
+        Self { node, epoch: batch.epoch, batch: batch.batch, counts }
+    }
 }
 
 fn word(value: impl Serialize) -> String {
