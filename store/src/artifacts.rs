@@ -92,41 +92,65 @@ pub async fn publish(
     Ok(())
 }
 
-const SELECT: &str = "
-    SELECT a.id, c.name AS crate_name, v.version, v.yanked, v.blocked, a.kind, a.target, a.features, a.position,
-           a.name, a.size, a.sha256, a.object, a.manifest, a.signature, a.created_at, a.job_id, a.attempt,
-           coalesce((SELECT sum(d.count)::bigint FROM downloads_daily d WHERE d.artifact_id = a.id), 0) AS downloads
-    FROM artifacts a JOIN versions v ON v.id = a.version_id JOIN crates c ON c.id = v.crate_id
-    WHERE a.version_id = $1 AND a.replaced_at IS NULL
-      AND ($2::text IS NULL OR a.target = $2) AND ($3::text IS NULL OR a.kind = $3)
-      AND ($4::text IS NULL OR a.features = $4)
-    ORDER BY a.kind, a.target, a.features, a.position";
-
 /// All current artifacts of a version.
 pub async fn of_version(conn: &mut PgConnection, version: VersionId) -> sqlx::Result<Vec<Artifact>> {
-    sqlx::query_as(SELECT)
-        .bind(version.0)
-        .bind(None::<&str>)
-        .bind(None::<&str>)
-        .bind(None::<&str>)
-        .fetch_all(conn)
-        .await
+    sqlx::query_as(
+        "SELECT a.id, c.name AS crate_name, v.version, v.yanked, v.blocked, a.kind, a.target, a.features, a.position,
+                a.name, a.size, a.sha256, a.object, a.manifest, a.signature, a.created_at, a.job_id, a.attempt,
+                coalesce((SELECT sum(d.count)::bigint FROM download_counts d WHERE d.artifact_id = a.id), 0) AS downloads
+         FROM artifacts a JOIN versions v ON v.id = a.version_id JOIN crates c ON c.id = v.crate_id
+         WHERE a.version_id = $1 AND a.replaced_at IS NULL
+         ORDER BY a.kind, a.target, a.features, a.position",
+    )
+    .bind(version.0)
+    .fetch_all(conn)
+    .await
 }
 
-/// What the download route serves: the first file of the current build.
-pub async fn find(
+/// What a download needs of its artifact.
+#[derive(Debug, Clone, sqlx::FromRow)]
+pub struct Served {
+    #[sqlx(try_from = "i64")]
+    pub id: ArtifactId,
+    pub name: String,
+    pub size: i64,
+    #[sqlx(try_from = "String")]
+    pub sha256: Sha256Hex,
+    pub object: String,
+}
+
+/// The first file of the current build.
+pub async fn served(
     conn: &mut PgConnection,
     version: VersionId,
     target: &Target,
     kind: Kind,
     features: &Features,
-) -> sqlx::Result<Option<Artifact>> {
-    sqlx::query_as(SELECT)
-        .bind(version.0)
-        .bind(&**target)
-        .bind(kind.as_str())
-        .bind(features.to_string())
-        .fetch_all(conn)
+) -> sqlx::Result<Option<Served>> {
+    sqlx::query_as(
+        "SELECT id, name, size, sha256, object FROM artifacts
+         WHERE version_id = $1 AND target = $2 AND kind = $3 AND features = $4 AND replaced_at IS NULL
+         ORDER BY position LIMIT 1",
+    )
+    .bind(version.0)
+    .bind(&**target)
+    .bind(kind.as_str())
+    .bind(features.to_string())
+    .fetch_optional(conn)
+    .await
+}
+
+/// What shows who built an artifact, of what.
+#[derive(Debug, Clone, sqlx::FromRow)]
+pub struct Proof {
+    pub manifest: String,
+    pub signature: String,
+}
+
+/// Of an artifact that there is; what was replaced keeps its own.
+pub async fn proof(conn: &mut PgConnection, artifact: ArtifactId) -> sqlx::Result<Proof> {
+    sqlx::query_as("SELECT manifest, signature FROM artifacts WHERE id = $1")
+        .bind(artifact.0)
+        .fetch_one(conn)
         .await
-        .map(|artifacts: Vec<Artifact>| artifacts.into_iter().next())
 }

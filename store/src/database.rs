@@ -1,7 +1,7 @@
 //! The pool, the migrations, locks for work that one process does alone, and notifications.
 
 use sqlx::{
-    Connection, PgConnection, PgPool,
+    ConnectOptions, Connection, PgConnection, PgPool,
     postgres::{PgConnectOptions, PgListener, PgPoolOptions},
 };
 use std::time::Duration;
@@ -42,6 +42,10 @@ pub struct Database {
 pub struct DatabaseUrl(PgConnectOptions);
 
 impl DatabaseUrl {
+    pub(crate) fn options(&self) -> &PgConnectOptions {
+        &self.0
+    }
+
     /// For a person's command that reads whole tables, whatever their size.
     pub fn allow_long_statements(&mut self) {
         self.0 = without_statement_timeout(self.0.clone());
@@ -94,6 +98,13 @@ pub fn for_queue(pool: &PgPool) -> PgPool {
         .connect_lazy_with(pool.connect_options().as_ref().clone())
 }
 
+/// A connection beside the pool, for what must not wait until somebody gives one back. Its statements end after `longest`,
+/// at the server too.
+pub async fn dedicated(pool: &PgPool, longest: Duration) -> sqlx::Result<PgConnection> {
+    let options = pool.connect_options().as_ref().clone();
+    options.options([(STATEMENT_TIMEOUT, format!("{}ms", longest.as_millis()))]).connect().await
+}
+
 /// Connections are looked at before they are used again, but not those that worked a moment ago: that would be one more way
 /// to the server and back for every few statements.
 fn options(max_connections: u32) -> PgPoolOptions {
@@ -126,9 +137,16 @@ pub async fn migrate(pool: &PgPool) -> Result<(), sqlx::migrate::MigrateError> {
     migrated
 }
 
+const SNAPSHOT: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+
 /// For answers of several queries: all of them see the same moment. It is read only, and ends when it is dropped.
 pub async fn snapshot(pool: &PgPool) -> sqlx::Result<sqlx::Transaction<'static, sqlx::Postgres>> {
-    pool.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await
+    pool.begin_with(SNAPSHOT).await
+}
+
+/// The same on a connection that one has.
+pub async fn snapshot_on(conn: &mut PgConnection) -> sqlx::Result<sqlx::Transaction<'_, sqlx::Postgres>> {
+    conn.begin_with(SNAPSHOT).await
 }
 
 /// For `/readyz`.
@@ -161,6 +179,7 @@ pub fn is_permanent(error: &sqlx::Error) -> bool {
 pub enum Alone {
     Outbox = 1,
     RegistryWatch = 2,
+    Compaction = 3,
 }
 
 /// "CRML": keeps our advisory locks apart from others' in the same database.

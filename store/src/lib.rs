@@ -6,6 +6,8 @@ pub mod artifacts;
 pub mod attempts;
 pub mod audit;
 pub mod builders;
+pub mod bulk;
+pub mod catalogue;
 pub mod crates;
 pub mod database;
 pub mod downloads;

@@ -11,7 +11,7 @@ use aws_sdk_s3::{
     primitives::{ByteStream, SdkBody},
 };
 use bytes::Bytes;
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 /// One try at reaching the store.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -113,6 +113,15 @@ impl Objects {
     pub async fn put(&self, key: &str, bytes: Bytes, content_type: &str) -> Result<(), Error> {
         let put = self.client.put_object().bucket(&self.bucket).key(key).content_type(content_type);
         put.body(ByteStream::from(bytes)).send().await.map_err(|e| sort(e, key))?;
+        Ok(())
+    }
+
+    /// Stores a file, in constant memory; it is read again where a try fails.
+    pub async fn put_file(&self, key: &str, file: &Path, content_type: &str) -> Result<(), Error> {
+        let body =
+            ByteStream::from_path(file).await.map_err(|error| Error::Unavailable(error.to_string()))?;
+        let put = self.client.put_object().bucket(&self.bucket).key(key).content_type(content_type);
+        put.body(body).send().await.map_err(|e| sort(e, key))?;
         Ok(())
     }
 

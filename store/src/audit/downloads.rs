@@ -11,7 +11,22 @@ pub async fn impossible(conn: &mut PgConnection) -> sqlx::Result<Found> {
                 0::float8 AS age_s,
                 d.count < 1 OR r.id IS NULL OR d.day < (r.created_at AT TIME ZONE 'UTC')::date - 1
                 OR d.day > (now() AT TIME ZONE 'UTC')::date + 1 AS bad
-         FROM downloads_daily d LEFT JOIN artifacts r ON r.id = d.artifact_id"
+         FROM download_counts d LEFT JOIN artifacts r ON r.id = d.artifact_id"
+    ))
+    .fetch_one(conn)
+    .await
+}
+
+/// Crates and days of which the counts and their sums are not the same: six ways to the same number.
+pub async fn different_sums(conn: &mut PgConnection) -> sqlx::Result<Found> {
+    sqlx::query_as(found!(
+        "SELECT 'crate ' || crate_id || ' on ' || day AS what, 0::float8 AS age_s,
+                count(DISTINCT count) > 1 OR count(*) <> 6 AS bad
+         FROM (SELECT v.crate_id, d.day, sum(d.count)::bigint AS count FROM download_counts d
+               JOIN artifacts r ON r.id = d.artifact_id JOIN versions v ON v.id = r.version_id GROUP BY 1, 2
+               UNION ALL SELECT crate_id, day, count FROM download_days
+               UNION ALL SELECT crate_id, day, sum(count)::bigint FROM download_sums GROUP BY crate_id, axis, day) s
+         GROUP BY crate_id, day"
     ))
     .fetch_one(conn)
     .await

@@ -59,15 +59,18 @@ pub async fn silent(conn: &mut PgConnection, after_s: f64) -> sqlx::Result<Found
     .await
 }
 
-/// Attempts on their way to builders that have ended, or never were: the end of an attempt takes it off its builder's
-/// session in the same transaction.
-pub async fn in_flight_ended(conn: &mut PgConnection) -> sqlx::Result<Found> {
+/// Attempts that ended or never were, and that sessions have had on their way to builders for so many seconds. For a moment
+/// that is right: the builder's next request says that it took the attempt, and the attempt may have ended by then.
+pub async fn in_flight_ended(conn: &mut PgConnection, after_s: f64) -> sqlx::Result<Found> {
     sqlx::query_as(found!(
-        "SELECT 'builder ' || s.builder_id || ', attempt ' || f.name AS what, 0::float8 AS age_s, l.job_id IS NULL AS bad
+        "SELECT 'builder ' || s.builder_id || ', attempt ' || f.name AS what,
+                extract(epoch FROM now() - s.requested_at)::float8 AS age_s,
+                l.job_id IS NULL AND s.requested_at <= now() - make_interval(secs => $1) AS bad
          FROM builder_sessions s CROSS JOIN unnest(s.in_flight) AS f (name)
          LEFT JOIN leases l ON l.job_id = split_part(f.name, '.', 1)::bigint
              AND l.attempt = split_part(f.name, '.', 2)::integer AND l.builder_id = s.builder_id"
     ))
+    .bind(after_s)
     .fetch_one(conn)
     .await
 }

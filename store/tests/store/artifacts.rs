@@ -31,9 +31,15 @@ async fn a_newer_build_takes_the_place_of_the_older(pool: PgPool) {
     );
     let (linux, default) = (target(LINUX), Features::default());
     let served =
-        artifacts::find(&mut tx, first.version, &linux, Kind::Tarball, &default).await.unwrap().unwrap();
-    assert_eq!((served.name.as_str(), served.manifest.as_str(), served.downloads), ("one", "{}", 0));
-    assert!(artifacts::find(&mut tx, first.version, &linux, Kind::Debian, &default).await.unwrap().is_none());
+        artifacts::served(&mut tx, first.version, &linux, Kind::Tarball, &default).await.unwrap().unwrap();
+    let proof = artifacts::proof(&mut tx, served.id).await.unwrap();
+    assert_eq!(
+        (served.name.as_str(), proof.manifest.as_str(), proof.signature.as_str()),
+        ("one", "{}", "sig")
+    );
+    assert!(
+        artifacts::served(&mut tx, first.version, &linux, Kind::Debian, &default).await.unwrap().is_none()
+    );
 
     queue::enqueue(&mut tx, &job(first.version)).await.unwrap();
     let (job, attempt) = lease(&mut tx, first.builder, 60).await;

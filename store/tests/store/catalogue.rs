@@ -1,9 +1,11 @@
-//! Crates and versions: what the registry says, and what changes when it says something else.
+//! Crates and versions: what the registry says, what changes when it says something else, and what counts the changes.
 
-use crate::support::{krate, published};
+use crate::support::{krate, published, version};
 use cratemill_protocol::Sha256Hex;
 use cratemill_store::{
-    PgPool, crates,
+    PgPool,
+    catalogue::generation,
+    crates,
     versions::{self, Change, Published},
 };
 
@@ -65,4 +67,35 @@ async fn merging_tells_what_changed(pool: PgPool) {
     let found = versions::find(&mut tx, &krate("A"), "2.0.0").await.unwrap().unwrap();
     assert_eq!((found.id, found.yanked, found.blocked), (all[2].id, false, false));
     assert!(versions::find(&mut tx, &krate("a"), "3.0.0").await.unwrap().is_none());
+}
+
+#[sqlx::test(migrations = "../migrations")]
+async fn the_generation_changes_with_what_may_be_downloaded(pool: PgPool) {
+    let mut conn = pool.acquire().await.unwrap();
+    let (one, two) = (version(&mut conn, "a").await, version(&mut conn, "b").await);
+    let mut before = generation(&mut conn).await.unwrap();
+    for (change, counts) in [
+        ("UPDATE versions SET blocked = true", true),
+        ("UPDATE versions SET blocked = true", false),
+        ("UPDATE versions SET seen_at = now()", false),
+        ("UPDATE versions SET yanked = true WHERE version = '9.9.9'", false),
+        ("UPDATE versions SET blocked = false", true),
+        ("UPDATE versions SET yanked = true", true),
+        ("UPDATE versions SET yanked = false, blocked = false", true),
+    ] {
+        sqlx::raw_sql(change).execute(&mut *conn).await.unwrap();
+        let after = generation(&mut conn).await.unwrap();
+        // Once for each transaction, however many versions it changes.
+        assert_eq!(after - before, i64::from(counts), "{change}");
+        before = after;
+    }
+    // Two that change different versions do not wait for each other: the number is counted at the commit.
+    let block = "UPDATE versions SET blocked = true WHERE id = $1";
+    let (mut left, mut right) = (pool.begin().await.unwrap(), pool.begin().await.unwrap());
+    sqlx::query(block).bind(one.0).execute(&mut *left).await.unwrap();
+    sqlx::query(block).bind(two.0).execute(&mut *right).await.unwrap();
+    right.commit().await.unwrap();
+    assert_eq!(generation(&mut conn).await.unwrap(), before + 1);
+    left.rollback().await.unwrap();
+    assert_eq!(generation(&mut conn).await.unwrap(), before + 1);
 }
