@@ -1,6 +1,12 @@
 //! Liveness, readiness and metrics of a process, over HTTP.
 
-use axum::{Json, Router, extract::State, http::StatusCode, response::IntoResponse, routing::get};
+use axum::{
+    Json, Router,
+    extract::{Query, State, rejection::QueryRejection},
+    http::StatusCode,
+    response::IntoResponse,
+    routing::get,
+};
 use futures_util::future::{BoxFuture, join_all};
 use metrics_exporter_prometheus::PrometheusHandle;
 use std::{
@@ -114,7 +120,18 @@ impl Health {
     }
 }
 
-async fn readyz(State(health): State<Health>) -> impl IntoResponse {
+#[derive(Default, serde::Deserialize)]
+struct Probe {
+    /// A dependency that this probe needs too, though others do not: `/readyz?with=nats`.
+    #[serde(default)]
+    with: String,
+}
+
+async fn readyz(
+    State(health): State<Health>,
+    probe: Result<Query<Probe>, QueryRejection>,
+) -> impl IntoResponse {
+    let Probe { with } = probe.map(|Query(probe)| probe).unwrap_or_default();
     if health.0.shutdown.is_cancelled() {
         return (
             StatusCode::SERVICE_UNAVAILABLE,
@@ -122,7 +139,7 @@ async fn readyz(State(health): State<Health>) -> impl IntoResponse {
         );
     }
     let missing = health.missing().await;
-    let ready = !missing.iter().any(|missing| missing.required);
+    let ready = !missing.iter().any(|missing| missing.required || missing.name == with);
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let list: serde_json::Map<_, _> =
         missing.into_iter().map(|m| (m.name.to_owned(), m.why.into())).collect();

@@ -83,7 +83,9 @@ where
     let result = runtime.block_on(async {
         let mut signals = Signals::new()?;
         let shutdown = CancellationToken::new();
-        let health = Health::new(shutdown.clone(), telemetry::init_metrics()?);
+        let metrics = telemetry::init_metrics()?;
+        tokio::spawn(telemetry::keep_small(metrics.clone()));
+        let health = Health::new(shutdown.clone(), metrics);
         let context = Context {
             shutdown: shutdown.clone(),
             health,
