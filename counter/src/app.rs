@@ -1,35 +1,32 @@
-//! Puts the counter together, and pulls.
+//! Puts the counter together: one task takes and adds up, the other writes, so that neither waits for the other.
 
-use crate::{batch, config::Config};
-use anyhow::{Context as _, anyhow};
-use async_nats::jetstream::{Message, consumer::PullConsumer};
+use crate::{config::Config, gather::Gather, leftovers, settle};
 use cratemill_protocol::subjects;
 use cratemill_service::{Context, backoff::Backoff, bus::Bus, http, streams};
-use cratemill_store::{PgPool, connect, database};
-use futures_util::TryStreamExt;
+use cratemill_store::{
+    bulk::{self, Pool},
+    downloads::Writer,
+};
 use std::time::Duration;
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 const NAME: &str = "cratemill-counter";
-/// Messages per transaction: a transaction costs about the same for one as for all of them.
-const MAX_MESSAGES: usize = 256;
-/// How long an idle counter asks before it asks again, and so how long it may take to notice that it is to drain.
-const PULL: Duration = Duration::from_secs(1);
-/// Once something is there: how long to wait for more of it. A person does not notice, and a crowd shares a commit.
-const GATHER: Duration = Duration::from_millis(20);
-/// A batch is applied within milliseconds; one that was taken by a counter that died comes again after this.
-const ACK_WAIT: Duration = Duration::from_secs(10);
+/// A group is written within a second or two; one that was taken by a counter that died comes again after this.
+const ACK_WAIT: Duration = Duration::from_secs(15);
+/// The group that is being written has another one behind it, which grows meanwhile.
+const WAITING_GROUPS: usize = 1;
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
 
 /// Runs until the process drains. Dependencies may be missing at any time: /readyz says which.
 pub async fn run(config: Config, context: Context) -> anyhow::Result<()> {
-    let pool = connect(&config.database.database_url, NAME);
+    let pool = bulk::connect(&config.database.database_url, NAME)?;
     let bus = Bus::connect(&config.nats.nats_url, "counter").await?;
     let (db, nats) = (pool.clone(), bus.clone());
     context.health.require("postgres", move || {
         let pool = db.clone();
-        async move { database::check(&pool).await }
+        async move { bulk::check(&pool).await }
     });
     context.health.require("nats", move || {
         let bus = nats.clone();
@@ -38,75 +35,45 @@ pub async fn run(config: Config, context: Context) -> anyhow::Result<()> {
     let listener = http::bind(config.process.listen).await?;
     let shutdown = context.shutdown.clone();
     context.essential("the HTTP server", http::serve(listener, context.health.router(), shutdown.clone()));
-    count(&pool, &bus, &shutdown).await;
+    count(pool, &bus, &shutdown).await;
     Ok(())
 }
 
-/// Takes and counts until the process drains; the batch in hand is finished first.
-pub async fn count(pool: &PgPool, bus: &Bus, shutdown: &CancellationToken) {
+/// Takes and counts until the process drains; what was taken is finished first.
+pub async fn count(pool: Pool, bus: &Bus, shutdown: &CancellationToken) {
+    let (groups, taken) = mpsc::channel(WAITING_GROUPS);
+    let settle = Box::pin(settle::all(Writer::new(pool.clone()), bus, taken));
+    let leftovers = Box::pin(leftovers::run(Writer::new(pool), bus, shutdown));
+    tokio::join!(take(bus, groups, shutdown), settle, leftovers);
+}
+
+/// Ends when the process drains, and with it the channel.
+async fn take(bus: &Bus, groups: mpsc::Sender<settle::Taken>, shutdown: &CancellationToken) {
     let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
     let mut failing = false;
     while !shutdown.is_cancelled() {
-        let Some(consumer) = consumer(bus, shutdown).await else { return };
+        let (stream, name) = (subjects::DOWNLOADS_STREAM, subjects::DOWNLOADS_CONSUMER);
+        let consumer =
+            streams::shared_consumer(bus, stream, name, subjects::DOWNLOADS_ALL, ACK_WAIT, shutdown).await;
+        let Some(consumer) = consumer else { return };
+        let mut gather = Gather::new(consumer, shutdown);
         let error = loop {
-            if let Err(error) = turn(pool, &consumer, shutdown).await {
-                break error;
-            }
-            if std::mem::take(&mut failing) {
-                tracing::info!("counting again");
-                backoff.reset();
-            }
-            if shutdown.is_cancelled() {
-                return;
+            match gather.next(&groups).await {
+                Ok(true) if std::mem::take(&mut failing) => {
+                    tracing::info!("taking downloads again");
+                    backoff.reset();
+                }
+                Ok(true) => {}
+                Ok(false) => return,
+                Err(error) => break error,
             }
         };
         if !std::mem::replace(&mut failing, true) {
-            tracing::warn!(error = format!("{error:#}"), "cannot count now: downloads wait on the bus");
+            tracing::warn!(error = format!("{error:#}"), "cannot take downloads now: they wait on the bus");
         }
         tokio::select! {
             () = tokio::time::sleep(backoff.next_wait()) => {}
             () = shutdown.cancelled() => {}
         }
     }
-}
-
-async fn consumer(bus: &Bus, shutdown: &CancellationToken) -> Option<PullConsumer> {
-    let (stream, name) = (subjects::DOWNLOADS_STREAM, subjects::DOWNLOADS_CONSUMER);
-    streams::shared_consumer(bus, stream, name, subjects::DOWNLOADS_ALL, ACK_WAIT, shutdown).await
-}
-
-/// One batch, if there is one.
-async fn turn(pool: &PgPool, consumer: &PullConsumer, shutdown: &CancellationToken) -> anyhow::Result<()> {
-    // Not cut short by a drain: the server may be sending what was asked for, and nobody would take it.
-    let overdue = async {
-        shutdown.cancelled().await;
-        tokio::time::sleep(2 * PULL).await;
-    };
-    let first = tokio::select! {
-        first = first(consumer) => first?,
-        () = overdue => return Ok(()),
-    };
-    let Some(first) = first else { return Ok(()) };
-    tokio::time::sleep(GATHER).await;
-    let mut messages = vec![first];
-    // Without those the first one still counts; they come again.
-    match rest(consumer).await {
-        Ok(rest) => messages.extend(rest),
-        Err(error) => {
-            tracing::debug!(error = format!("{error:#}"), "no more than one message could be taken");
-        }
-    }
-    batch::settle(pool, messages).await.context("the database failed")
-}
-
-/// Asks for one message only, so that a counter that drains leaves none behind in its buffer.
-async fn first(consumer: &PullConsumer) -> anyhow::Result<Option<Message>> {
-    let mut messages = consumer.batch().max_messages(1).expires(PULL).messages().await?;
-    messages.try_next().await.map_err(|error| anyhow!(error))
-}
-
-/// What is there now.
-async fn rest(consumer: &PullConsumer) -> anyhow::Result<Vec<Message>> {
-    let messages = consumer.fetch().max_messages(MAX_MESSAGES - 1).messages().await?;
-    messages.try_collect().await.map_err(|error| anyhow!(error))
 }

@@ -4,6 +4,10 @@
 //! what was counted commits with the counts, so that a batch that comes again changes nothing.
 
 pub mod app;
-pub mod batch;
 pub mod config;
-pub mod metrics;
+mod gather;
+mod leftovers;
+mod metrics;
+mod refusals;
+mod sane;
+mod settle;
