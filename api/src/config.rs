@@ -1,10 +1,11 @@
 //! The configuration of an API node: flags or environment, checked before any port is bound.
 
+use crate::downloads::Waiting;
 use axum::http::Uri;
 use cratemill_protocol::subjects::is_node_name;
 use cratemill_service::config::{Nats, Process};
 use cratemill_store::{Database, objects::ObjectStore};
-use std::{fmt, str::FromStr};
+use std::{fmt, path::PathBuf, str::FromStr};
 
 /// A secret shorter than this can be guessed.
 const MIN_SECRET_BYTES: usize = 16;
@@ -38,6 +39,15 @@ pub struct Config {
     /// How artifacts reach a client: through this node, or from the object store by a redirect.
     #[arg(long, env = "DOWNLOADS", value_enum, default_value_t = Downloads::Stream)]
     pub downloads: Downloads,
+    /// Folder for counts of downloads that the bus does not take now: whoever starts in it next tells the bus. Without it
+    /// they wait in memory, and are lost if this process is killed before the bus is back.
+    #[arg(long, env = "JOURNAL_DIR", value_name = "PATH")]
+    pub journal_dir: Option<PathBuf>,
+    /// How many bytes of such counts may wait; downloads beyond that are answered and not counted. One takes 20 to 30, less
+    /// where many are of the same file.
+    #[arg(long, env = "JOURNAL_BYTES", value_name = "BYTES", default_value_t = 64 << 20,
+          value_parser = clap::value_parser!(u64).range(1 << 10..=1 << 32))]
+    pub journal_bytes: u64,
     /// The largest file a builder may upload, in bytes.
     #[arg(long, env = "MAX_ARTIFACT_BYTES", value_name = "BYTES", default_value_t = 2 << 30,
           value_parser = clap::value_parser!(u64).range(1..))]
@@ -66,6 +76,10 @@ pub enum Downloads {
 }
 
 impl Config {
+    pub(crate) fn waiting(&self) -> Waiting {
+        Waiting { folder: self.journal_dir.clone(), max_bytes: self.journal_bytes }
+    }
+
     /// What no single flag can say.
     pub fn check(&self) -> Result<(), String> {
         if self.lease_s <= self.heartbeat_s {

@@ -1,4 +1,4 @@
-//! Crates, their versions, and how often they were downloaded.
+//! Crates and their versions.
 
 use crate::{
     App, cursor,
@@ -11,23 +11,17 @@ use axum::{Json, extract::State};
 use cratemill_protocol::CrateName;
 use cratemill_store::{PgConnection, artifacts, crates, database, downloads, jobs, versions};
 use serde::{Deserialize, Serialize};
-use time::{Date, Duration, OffsetDateTime};
+use time::OffsetDateTime;
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 /// Longer than any name of a crate.
 const MAX_QUERY_CHARS: usize = 64;
-/// How far back daily counts go: a quarter, as dashboards show it.
-const DAYS: i64 = 90;
 /// The newest jobs of a version that are shown with it.
 const VERSION_JOBS: i64 = 100;
 
 pub(crate) fn router() -> OpenApiRouter<App> {
-    OpenApiRouter::new()
-        .routes(routes!(list))
-        .routes(routes!(show))
-        .routes(routes!(show_version))
-        .routes(routes!(show_downloads))
+    OpenApiRouter::new().routes(routes!(list)).routes(routes!(show)).routes(routes!(show_version))
 }
 
 #[derive(Debug, Deserialize, IntoParams)]
@@ -85,6 +79,8 @@ struct Crate {
     name: String,
     /// The highest release that is neither yanked nor blocked; without one, the highest such pre-release.
     latest: Option<String>,
+    /// Of all its versions, ever.
+    downloads: i64,
     /// The highest first.
     versions: Vec<VersionSummary>,
 }
@@ -101,7 +97,9 @@ async fn show(State(app): State<App>, Path(name): Path<CrateName>) -> Result<Jso
     let mut rows = versions::of_crate(&mut conn, krate.id).await?;
     rows.sort_by_cached_key(|row| std::cmp::Reverse(semver::Version::parse(&row.version).ok()));
     let latest = latest(&rows).map(|version| version.version.clone());
-    Ok(Json(Crate { name: krate.name.into(), latest, versions: rows.into_iter().map(Into::into).collect() }))
+    let downloads = downloads::total(&mut conn, krate.id).await?;
+    let versions = rows.into_iter().map(Into::into).collect();
+    Ok(Json(Crate { name: krate.name.into(), latest, downloads, versions }))
 }
 
 #[derive(Debug, Serialize, ToSchema)]
@@ -113,6 +111,8 @@ struct VersionDetail {
     blocked: bool,
     /// Of the registry's `.crate` file.
     sha256: String,
+    /// Of all its artifacts, ever.
+    downloads: i64,
     artifacts: Vec<Artifact>,
     /// The newest first, at most 100.
     jobs: Vec<Job>,
@@ -133,6 +133,7 @@ async fn show_version(
     let mut conn = database::snapshot(&app.pool).await?;
     let version = find_version(&mut conn, &name, &version).await?;
     let made = artifacts::of_version(&mut conn, version.id).await?;
+    let downloads = downloads::of_version(&mut conn, version.id).await?;
     let filter = jobs::Filter { version: Some(version.id), ..jobs::Filter::default() };
     let jobs = jobs::page(&mut conn, &filter, None, VERSION_JOBS).await?;
     Ok(Json(VersionDetail {
@@ -141,6 +142,7 @@ async fn show_version(
         yanked: version.yanked,
         blocked: version.blocked,
         sha256: version.sha256.to_string(),
+        downloads,
         artifacts: made.into_iter().map(|row| Artifact::new(row, &app.config.public_url)).collect(),
         jobs: jobs.into_iter().map(|job| Job::new(job, None, None)).collect(),
     }))
@@ -175,50 +177,4 @@ pub(crate) async fn find_version(
         Some(version) => Ok(version),
         None => find(conn, name).await.and(Err(unknown())),
     }
-}
-
-#[derive(Debug, Serialize, ToSchema)]
-struct Downloads {
-    #[serde(rename = "crate")]
-    krate: String,
-    /// Ever.
-    total: i64,
-    /// The last 90 days, the newest first.
-    days: Vec<Daily>,
-}
-
-#[derive(Debug, Serialize, ToSchema)]
-struct Daily {
-    #[schema(value_type = String, format = Date)]
-    day: String,
-    version: String,
-    target: String,
-    kind: String,
-    /// binstall, apt, cargo, curl, browser or other.
-    client: String,
-    count: i64,
-}
-
-/// How often a crate's artifacts were downloaded
-#[utoipa::path(get, operation_id = "get_crate_downloads", path = "/api/v1/crates/{crate}/downloads", tag = "crates",
-    params(("crate" = String, Path, description = "its name")), responses(
-    (status = 200, body = Downloads, description = "the counts"),
-    (status = 404, body = ProblemBody, content_type = "application/problem+json", description = "unknown"),
-))]
-async fn show_downloads(State(app): State<App>, Path(name): Path<CrateName>) -> Result<Json<Downloads>> {
-    let mut conn = database::snapshot(&app.pool).await?;
-    let krate = find(&mut conn, &name).await?;
-    let today = OffsetDateTime::now_utc().date();
-    let from = today.checked_sub(Duration::days(DAYS - 1)).unwrap_or(Date::MIN);
-    let days = downloads::of_crate(&mut conn, &name, from, today).await?;
-    let total = downloads::total(&mut conn, &name).await?;
-    let days = days.into_iter().map(|row| Daily {
-        day: row.day.to_string(),
-        version: row.version,
-        target: row.target,
-        kind: row.kind,
-        client: row.client,
-        count: row.count,
-    });
-    Ok(Json(Downloads { krate: krate.name.into(), total, days: days.collect() }))
 }

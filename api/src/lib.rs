@@ -1,8 +1,9 @@
 //! The API node: REST for everybody, operators' routes, the builders' WebSocket, upload and download.
 //!
 //! It keeps no state that another node does not have: jobs are in Postgres, bytes in the object store, and what happens
-//! is on the bus. The exception is counts of downloads on their way to the bus, which a drain flushes.
+//! is on the bus. The exceptions are what it remembers of artifacts for a moment, and counts of downloads on their way to the bus, which a drain flushes.
 
+mod address;
 mod auth;
 mod builders;
 pub mod config;
@@ -11,6 +12,7 @@ mod cursor;
 mod download;
 mod downloads;
 mod extract;
+mod hot;
 mod jobs;
 mod latest;
 mod log;
@@ -24,16 +26,18 @@ mod schema;
 mod socket;
 mod source;
 mod state;
+mod statistics;
 mod upload;
 mod views;
 
 pub use config::Config;
-pub use downloads::Counts;
+pub use downloads::{Asker, Counts, Waiting};
 pub use source::Sources;
 pub use state::App;
 pub use upload::Underway;
 
 use anyhow::Context as _;
+use axum::extract::Request;
 use cratemill_service::{Context, bus::Bus, http};
 use cratemill_store::objects;
 use socket::Sockets;
@@ -50,10 +54,12 @@ pub async fn run(config: Config, context: Context) -> anyhow::Result<()> {
 
     let schema = schema::migrate(&context, &app.pool);
     require(&app, &context, schema.clone());
+    context.essential("watching the catalogue", app.clone().watch_catalogue(context.shutdown.clone()));
     // Downloads that are under way when the drain begins still count, so counting ends after them.
     let uncounted = CancellationToken::new();
     let flush = uncounted.clone().drop_guard();
-    context.essential("counting downloads", app.counts.clone().run(app.bus.clone(), uncounted));
+    let counting = app.counts.clone().run(app.bus.clone(), app.config.waiting(), uncounted)?;
+    context.essential("counting downloads", counting);
 
     let (sockets, groups) = Sockets::new(&app, context.shutdown.clone());
     let letting_in = sockets.clone();
@@ -61,7 +67,9 @@ pub async fn run(config: Config, context: Context) -> anyhow::Result<()> {
     let router = routes::router(app.clone(), context.health.router().merge(sockets.router()))?;
     let listener = http::bind(listen).await?;
     context.essential("builders' connections", sockets.run(groups, schema));
-    http::serve(listener, router, context.shutdown.clone()).await?;
+    let quick = app.clone();
+    let shortcut = move |request: &Request<_>, peer| download::shortcut::answer(&quick, request, peer);
+    http::serve_with(listener, router, shortcut, context.shutdown.clone()).await?;
     app.tasks.close();
     app.tasks.wait().await;
     drop(flush);
@@ -78,8 +86,9 @@ fn require(app: &App, context: &Context, schema: schema::Ready) {
             schema.check()
         }
     });
+    // Downloads go on without it; a load balancer asks for it where it sends builders (`/readyz?with=nats`).
     let bus = app.bus.clone();
-    context.health.require("nats", move || std::future::ready(bus.check()));
+    context.health.watch("nats", move || std::future::ready(bus.check()));
     let objects = app.objects.clone();
     // Uploads and downloads wait for it; builders' connections and their leases do not.
     context.health.watch("object store", move || {

@@ -61,6 +61,10 @@ impl Problem {
         Self::new(StatusCode::UNPROCESSABLE_ENTITY, detail).at(field)
     }
 
+    pub(crate) fn status(&self) -> StatusCode {
+        self.status
+    }
+
     pub(crate) fn is_not_found(&self) -> bool {
         self.status == StatusCode::NOT_FOUND
     }

@@ -1,7 +1,8 @@
 //! All routes of the node, and what every request passes through: an id, a log line, a net for panics.
 
 use crate::{
-    App, builders, crates, download, jobs, log, observe, openapi::Document, problem::Problem, source, upload,
+    App, builders, crates, download, jobs, log, observe, openapi::Document, problem::Problem, source,
+    statistics, upload,
 };
 use axum::{
     Router,
@@ -21,6 +22,7 @@ pub fn api() -> (Router<App>, utoipa::openapi::OpenApi) {
         .merge(crates::router())
         .merge(jobs::router())
         .merge(builders::router())
+        .merge(statistics::router())
         .merge(log::router())
         .merge(download::router())
         .merge(source::router())
@@ -31,6 +33,7 @@ pub fn api() -> (Router<App>, utoipa::openapi::OpenApi) {
 /// Everything the node serves; `beside` is what is not REST: health, and the builders' WebSocket.
 pub fn router(app: App, beside: Router) -> anyhow::Result<Router> {
     let (api, document) = api();
+    let durations = app.durations.clone();
     let document = bytes::Bytes::from(document.to_json()?);
     let serve_document = get(async move || ([(header::CONTENT_TYPE, "application/json")], document.clone()));
     Ok(api
@@ -40,7 +43,7 @@ pub fn router(app: App, beside: Router) -> anyhow::Result<Router> {
         .fallback(unknown)
         .method_not_allowed_fallback(wrong_method)
         .layer(CatchPanicLayer::custom(panicked))
-        .layer(middleware::from_fn(observe::request)))
+        .layer(middleware::from_fn_with_state(durations, observe::request)))
 }
 
 async fn unknown(request: Request) -> Problem {

@@ -7,6 +7,8 @@ pub(crate) enum Range {
     Part {
         first: u64,
         last: u64,
+        /// It was asked for as the last so many bytes.
+        suffix: bool,
     },
     /// Beyond the file's end.
     Outside,
@@ -16,15 +18,21 @@ impl Range {
     pub(crate) fn is_whole(self, size: u64) -> bool {
         match self {
             Self::Whole => true,
-            Self::Part { first, last } => first == 0 && last + 1 == size,
+            Self::Part { first, last, .. } => first == 0 && last + 1 == size,
             Self::Outside => false,
         }
+    }
+
+    /// Whether it is the rest of a file whose client has what comes before. One that asks for the end, wherever that
+    /// begins, looks what is there.
+    pub(crate) fn finishes(self, size: u64) -> bool {
+        matches!(self, Self::Part { last, suffix: false, .. } if last + 1 == size)
     }
 
     /// As the object store wants it.
     pub(crate) fn header(self) -> Option<String> {
         match self {
-            Self::Part { first, last } => Some(format!("bytes={first}-{last}")),
+            Self::Part { first, last, .. } => Some(format!("bytes={first}-{last}")),
             Self::Whole | Self::Outside => None,
         }
     }
@@ -41,6 +49,7 @@ fn part(text: &str, size: u64) -> Option<Range> {
     if !unit.trim().eq_ignore_ascii_case("bytes") {
         return None;
     }
+    let suffix = first.is_empty();
     let (first, last) = match (first, last) {
         // The last so many bytes.
         ("", count) => match number(count)? {
@@ -56,7 +65,7 @@ fn part(text: &str, size: u64) -> Option<Range> {
     if first >= size {
         return Some(Range::Outside);
     }
-    Some(Range::Part { first, last: last.min(size - 1) })
+    Some(Range::Part { first, last: last.min(size - 1), suffix })
 }
 
 /// Digits only; more than a file can have is as good as the largest number.
@@ -72,14 +81,15 @@ mod tests {
 
     #[test]
     fn ranges_of_a_hundred_bytes() {
-        let part = |first, last| Range::Part { first, last };
+        let part = |first, last| Range::Part { first, last, suffix: false };
+        let suffix = |first| Range::Part { first, last: 99, suffix: true };
         for (text, expected) in [
             ("bytes=0-", part(0, 99)),
             ("bytes=0-0", part(0, 0)),
             ("bytes=10-19", part(10, 19)),
             ("Bytes=90-200", part(90, 99)),
-            ("bytes=-1", part(99, 99)),
-            ("bytes=-1000", part(0, 99)),
+            ("bytes=-1", suffix(99)),
+            ("bytes=-1000", suffix(0)),
             ("bytes=99-", part(99, 99)),
             ("bytes=100-", Range::Outside),
             ("bytes=-0", Range::Outside),
@@ -104,7 +114,7 @@ mod tests {
     proptest! {
         #[test]
         fn a_part_is_within_the_file(text in "bytes=[0-9]{0,21}-[0-9]{0,21}", size in 0_u64..10_000) {
-            if let Range::Part { first, last } = parse(&text, size) {
+            if let Range::Part { first, last, .. } = parse(&text, size) {
                 prop_assert!(first <= last && last < size);
             }
         }

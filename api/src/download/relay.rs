@@ -1,7 +1,8 @@
 //! A body on its way from the object store to a client, in constant memory.
 //!
 //! The last chunk is held back until the whole object has arrived and the download's count is durable: nobody gets
-//! the whole file at once without being counted, and nobody is counted for a file that broke off. Parts do not count.
+//! the whole file without being counted, and nobody is counted for one that broke off. Which parts count is said in
+//! [`super::counted`].
 
 use axum::body::Body;
 use bytes::Bytes;

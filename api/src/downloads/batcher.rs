@@ -1,87 +1,102 @@
 //! Which download is in which batch: pure, without a clock and without the bus.
 //!
 //! ```text
-//! add -> open batch -> (full, or asked for the next) closed -> stored
+//! add -> open batch -> (full, or asked for) closed, with a number -> stored on the bus, or held back
 //! ```
-//! Batches are numbered from 1 and handed out oldest first; the next one only when the one before is stored, so that
-//! what a counter must remember of a publisher stays one number and not a list of holes.
+//! Batches are numbered from 1 as they are closed, and what is closed does not change.
 
 use cratemill_protocol::{
     ArtifactId,
-    bus::{ClientClass, DownloadBatch, DownloadCount},
+    bus::{ClientClass, DownloadBatch, DownloadCount, Install},
 };
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
+use tokio_util::sync::CancellationToken;
 
-/// Different counts in a batch: at 60 bytes each it stays far below the bus's limit of 1 MB a message.
-const MAX_BATCH_COUNTS: usize = 4_096;
-/// Batches that wait while the bus is away: with the above, 20 MB and 130,000 different counts. Of a count that is in the
-/// open batch already there can be any number.
-const MAX_BATCHES: usize = 32;
+/// Different counts in a batch: at 30 bytes each it stays far below the bus's limit of 1 MB a message.
+const MAX_BATCH: usize = 4_096;
 
-type Key = (ArtifactId, i32, ClientClass);
+/// Cancelled once the batch it belongs to is where it outlives this process, or cannot get there.
+pub(super) type Gate = CancellationToken;
 
 #[derive(Debug)]
-pub(crate) struct Batcher {
+pub(super) struct Batcher {
     node: String,
     epoch: i64,
-    /// Not stored yet, the oldest first; what is in one does not change.
-    closed: VecDeque<DownloadBatch>,
-    /// The number of the open batch.
+    /// Of the newest closed batch.
     number: u64,
-    open: BTreeMap<Key, u64>,
+    /// The oldest first; few, since each waits a quarter of a second at most.
+    full: VecDeque<Open>,
+    open: Open,
+}
+
+#[derive(Debug, Default)]
+struct Open {
+    counts: HashMap<(ArtifactId, i32, ClientClass), u64>,
+    installs: Vec<Install>,
+    gate: Gate,
+}
+
+impl Open {
+    fn len(&self) -> usize {
+        self.counts.len() + self.installs.len()
+    }
+}
+
+/// A batch that does not change any more, and who waits for it.
+#[derive(Debug)]
+pub(super) struct Closed {
+    pub(super) batch: DownloadBatch,
+    pub(super) gate: Gate,
 }
 
 impl Batcher {
-    pub(crate) fn new(node: &str, epoch: i64) -> Self {
-        Self { node: node.to_owned(), epoch, closed: VecDeque::new(), number: 1, open: BTreeMap::new() }
+    pub(super) fn new(node: &str, epoch: i64) -> Self {
+        Self { node: node.to_owned(), epoch, number: 0, full: VecDeque::new(), open: Open::default() }
     }
 
-    /// Counts a download: the number of its batch, or none if there is no room.
-    pub(crate) fn add(&mut self, artifact: ArtifactId, day: i32, client: ClientClass) -> Option<u64> {
+    pub(super) fn add(&mut self, artifact: ArtifactId, day: i32, client: ClientClass) -> Gate {
         let key = (artifact, day, client);
-        if self.open.len() >= MAX_BATCH_COUNTS && !self.open.contains_key(&key) {
-            if self.closed.len() + 1 >= MAX_BATCHES {
-                return None;
-            }
-            self.close();
+        if self.open.len() >= MAX_BATCH && !self.open.counts.contains_key(&key) {
+            self.full.push_back(std::mem::take(&mut self.open));
         }
-        let count = self.open.entry(key).or_default();
+        let count = self.open.counts.entry(key).or_default();
         *count = count.saturating_add(1);
-        Some(self.number)
+        self.open.gate.clone()
     }
 
-    /// The oldest batch that is not stored; the same one until it is.
-    pub(crate) fn next(&mut self) -> Option<DownloadBatch> {
-        if self.closed.is_empty() && !self.open.is_empty() {
-            self.close();
+    pub(super) fn add_install(&mut self, install: Install) -> Gate {
+        if self.open.len() >= MAX_BATCH {
+            self.full.push_back(std::mem::take(&mut self.open));
         }
-        self.closed.front().cloned()
+        self.open.installs.push(install);
+        self.open.gate.clone()
     }
 
-    /// The bus has this batch.
-    pub(crate) fn stored(&mut self, number: u64) {
-        if self.closed.front().is_some_and(|batch| batch.batch == number) {
-            self.closed.pop_front();
-        }
+    pub(super) fn is_empty(&self) -> bool {
+        self.full.is_empty() && self.open.len() == 0
     }
 
-    /// Downloads that are in no stored batch.
-    pub(crate) fn held(&self) -> u64 {
-        let closed = self.closed.iter().flat_map(|batch| &batch.counts).map(|count| count.count);
-        closed.chain(self.open.values().copied()).sum()
+    /// The newest closed batch went nowhere: the next one has its number, so that counters do not wait for it.
+    pub(super) fn give_back(&mut self) {
+        self.number = self.number.saturating_sub(1);
     }
 
-    fn close(&mut self) {
-        let counts = std::mem::take(&mut self.open).into_iter();
-        let counts =
-            counts.map(|((artifact, day, client), count)| DownloadCount { artifact, day, client, count });
-        self.closed.push_back(DownloadBatch {
+    /// The oldest batch that has anything.
+    pub(super) fn close(&mut self) -> Option<Closed> {
+        let open = self.full.pop_front().or_else(|| {
+            let waiting = self.open.len() > 0;
+            waiting.then(|| std::mem::take(&mut self.open))
+        })?;
+        self.number += 1;
+        let count = |((artifact, day, client), count)| DownloadCount { artifact, day, client, count };
+        let batch = DownloadBatch {
             node: self.node.clone(),
             epoch: self.epoch,
             batch: self.number,
-            counts: counts.collect(),
-        });
-        self.number += 1;
+            counts: open.counts.into_iter().map(count).collect(),
+            installs: open.installs,
+        };
+        Some(Closed { batch, gate: open.gate })
     }
 }
 
@@ -92,81 +107,72 @@ mod tests {
 
     const DAY: i32 = 20_000;
 
-    fn add(batcher: &mut Batcher, artifact: i64) -> Option<u64> {
+    fn add(batcher: &mut Batcher, artifact: i64) -> Gate {
         batcher.add(ArtifactId(artifact), DAY, ClientClass::Curl)
     }
 
-    #[test]
-    fn a_batch_that_is_on_its_way_does_not_change() {
-        let mut batcher = Batcher::new("a", 7);
-        assert!(batcher.next().is_none());
-        assert_eq!((add(&mut batcher, 1), add(&mut batcher, 1)), (Some(1), Some(1)));
-        let first = batcher.next().unwrap();
-        assert_eq!((first.batch, first.counts.len(), first.counts[0].count), (1, 1, 2));
-        assert_eq!(add(&mut batcher, 1), Some(2));
-        assert_eq!(batcher.next().unwrap(), first);
-        batcher.stored(1);
-        batcher.stored(1);
-        assert_eq!(batcher.next().unwrap().batch, 2);
-        batcher.stored(2);
-        assert!(batcher.next().is_none());
-        assert_eq!(batcher.held(), 0);
+    fn install(who: i64) -> Install {
+        Install { artifact: ArtifactId(1), day: DAY, client: ClientClass::Binstall, who, at_s: 0 }
     }
 
     #[test]
-    fn memory_is_bounded_and_known_counts_still_grow() {
+    fn a_batch_that_is_closed_does_not_change() {
         let mut batcher = Batcher::new("a", 7);
-        let room = i64::try_from(MAX_BATCHES * MAX_BATCH_COUNTS).unwrap();
-        for artifact in 0..room {
-            assert!(add(&mut batcher, artifact).is_some(), "{artifact}");
+        assert!(batcher.close().is_none());
+        let gate = add(&mut batcher, 1);
+        add(&mut batcher, 1);
+        batcher.add_install(install(3));
+        let first = batcher.close().unwrap();
+        assert_eq!((first.batch.batch, first.batch.downloads(), first.batch.counts.len()), (1, 3, 1));
+        let later = add(&mut batcher, 1);
+        first.gate.cancel();
+        assert!(gate.is_cancelled() && !later.is_cancelled());
+        assert_eq!(batcher.close().unwrap().batch.batch, 2);
+        assert!(batcher.close().is_none());
+    }
+
+    #[test]
+    fn a_message_is_never_too_long_for_the_bus() {
+        let mut batcher = Batcher::new(&"n".repeat(64), i64::MAX);
+        for artifact in 0..i64::try_from(2 * MAX_BATCH).unwrap() {
+            batcher.add(ArtifactId(i64::MAX - artifact), i32::MAX, ClientClass::Binstall);
+            batcher.add_install(Install { who: i64::MAX, at_s: i64::MAX, ..install(1) });
         }
-        assert_eq!(add(&mut batcher, room), None);
-        assert_eq!(add(&mut batcher, room - 1), Some(MAX_BATCHES as u64));
-        assert_eq!(batcher.held(), room.unsigned_abs() + 1);
-        let batch = batcher.next().unwrap();
-        assert!(cratemill_protocol::bus::encode(&batch).len() < 500_000);
-        batcher.stored(batch.batch);
-        assert!(add(&mut batcher, room).is_some());
+        let closed: Vec<_> = std::iter::from_fn(|| batcher.close()).collect();
+        assert_eq!(closed.iter().map(|closed| closed.batch.downloads()).sum::<u64>(), 4 * MAX_BATCH as u64);
+        assert_eq!(closed.iter().map(|closed| closed.batch.batch).collect::<Vec<_>>(), [1, 2, 3, 4]);
+        assert!(closed.iter().all(|closed| closed.batch.encode().len() < 500_000));
     }
 
-    #[derive(Debug, Clone, Copy)]
-    enum Step {
-        Add(i64),
-        Send,
-        Ack,
-        Drop,
+    /// Over midnight, or back: each download is of the day that its clock told.
+    #[test]
+    fn a_clock_may_jump() {
+        let mut batcher = Batcher::new("a", 7);
+        for day in [DAY, DAY + 1, DAY, DAY + 1, DAY - 700, DAY] {
+            batcher.add(ArtifactId(1), day, ClientClass::Curl);
+        }
+        let mut counts: Vec<_> =
+            batcher.close().unwrap().batch.counts.iter().map(|count| (count.day, count.count)).collect();
+        counts.sort_unstable();
+        assert_eq!(counts, [(DAY - 700, 1), (DAY, 3), (DAY + 1, 2)]);
     }
 
     proptest! {
-        /// Whatever the bus does, a counter that remembers the highest number counts each download once.
         #[test]
-        fn every_download_is_counted_once(steps in prop::collection::vec(prop_oneof![
-            (0_i64..4).prop_map(Step::Add), Just(Step::Send), Just(Step::Ack), Just(Step::Drop)], 0..200)) {
-            let (mut batcher, mut added, mut counted, mut highest) = (Batcher::new("a", 7), 0, 0, 0);
-            let mut in_flight = None;
-            let mut deliver = |batch: &DownloadBatch| {
-                if batch.batch > highest {
-                    highest = batch.batch;
-                    counted += batch.counts.iter().map(|count| count.count).sum::<u64>();
-                }
-            };
+        fn every_download_is_in_one_batch(steps in prop::collection::vec(prop::option::of(0_i64..4), 0..200)) {
+            let (mut batcher, mut added, mut closed) = (Batcher::new("a", 7), 0, Vec::new());
             for step in steps {
                 match step {
-                    Step::Add(artifact) => added += u64::from(add(&mut batcher, artifact).is_some()),
-                    // Delivered, and the acknowledgement is on its way or lost: then it is sent again.
-                    Step::Send => {
-                        in_flight = batcher.next();
-                        in_flight.iter().for_each(&mut deliver);
+                    Some(artifact) => {
+                        add(&mut batcher, artifact);
+                        added += 1;
                     }
-                    Step::Ack => if let Some(batch) = in_flight.take() { batcher.stored(batch.batch) },
-                    Step::Drop => in_flight = None,
+                    None => closed.extend(batcher.close()),
                 }
             }
-            while let Some(batch) = batcher.next() {
-                deliver(&batch);
-                batcher.stored(batch.batch);
-            }
-            prop_assert_eq!(counted, added);
+            closed.extend(std::iter::from_fn(|| batcher.close()));
+            prop_assert_eq!(closed.iter().map(|closed| closed.batch.downloads()).sum::<u64>(), added);
+            prop_assert!(closed.iter().map(|closed| closed.batch.batch).eq(1..=closed.len() as u64));
         }
     }
 }

@@ -5,7 +5,6 @@
 //! connections and says nothing drives out his own, and builders behind one address with him lose only those that dawdle.
 //! Addresses are a guess (a load balancer's word, many builders behind one), so nobody is refused for one.
 
-use cratemill_service::http::PeerAddr;
 use std::{
     collections::{BTreeMap, HashMap},
     net::IpAddr,
@@ -88,13 +87,6 @@ impl Drop for Place {
     }
 }
 
-/// Who is at the other end: what the nearest proxy says, which adds its word behind what it was told, else the socket.
-pub(super) fn address(headers: &axum::http::HeaderMap, peer: PeerAddr) -> IpAddr {
-    let last = headers.get_all("x-forwarded-for").iter().next_back();
-    let told = last.and_then(|value| value.to_str().ok()?.rsplit(',').next()?.trim().parse().ok());
-    told.unwrap_or_else(|| peer.0.ip())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -116,16 +108,5 @@ mod tests {
         assert_eq!(lobby.state().waiting.len(), MAX_WAITING);
         drop((crowd, neighbour));
         assert_eq!(lobby.state().waiting.len(), 0);
-    }
-
-    #[test]
-    fn the_nearest_proxys_word_counts() {
-        let peer = PeerAddr(([127, 0, 0, 1], 9).into());
-        let headers = |value: &str| {
-            [("x-forwarded-for".parse().unwrap(), value.parse().unwrap())].into_iter().collect()
-        };
-        assert_eq!(address(&headers("6.6.6.6, 10.0.0.3"), peer), ip(3));
-        assert_eq!(address(&headers("rubbish"), peer), peer.0.ip());
-        assert_eq!(address(&axum::http::HeaderMap::new(), peer), peer.0.ip());
     }
 }

@@ -22,7 +22,7 @@ mod session;
 #[cfg(test)]
 mod session_tests;
 
-use crate::{App, Sources, problem::Problem};
+use crate::{App, Sources, address, problem::Problem};
 use axum::{
     Extension, Router,
     extract::{State, WebSocketUpgrade, ws::rejection::WebSocketUpgradeRejection},
@@ -171,7 +171,7 @@ async fn upgrade(
     if !sockets.open.load(Ordering::Acquire) {
         return Err(Problem::unavailable("this node lets no builder in yet"));
     }
-    let place = sockets.lobby.enter(lobby::address(&headers, peer));
+    let place = sockets.lobby.enter(address::of(&headers, peer));
     let upgrade = upgrade
         .protocols([encoding.subprotocol()])
         .max_message_size(MAX_FRAME_BYTES)

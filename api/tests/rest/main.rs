@@ -3,13 +3,18 @@
 // Helpers of tests fail as tests do.
 #![allow(clippy::unwrap_used)]
 
+mod bodies;
 mod builders;
+mod catalogue;
+mod counting;
 mod crates;
 mod documents;
 mod downloads;
 mod hostile;
 mod jobs;
 mod logs;
+mod serving;
 mod sources;
+mod statistics;
 mod support;
 mod uploads;

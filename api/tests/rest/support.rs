@@ -3,7 +3,7 @@
 use axum::{Router, body::Body};
 use bytes::Bytes;
 use clap::Parser;
-use cratemill_api::{App, Config, routes};
+use cratemill_api::{App, Config, Waiting, routes};
 use cratemill_protocol::{
     ArtifactName, Attempt, BuilderId, CrateName, Features, JobId, Kind, Outcome, Priority, Sha256Hex, Target,
     VersionId,
@@ -13,7 +13,7 @@ use cratemill_protocol::{
     subjects,
     token::{Claims, Purpose},
 };
-use cratemill_service::{bus::Bus, clock, streams};
+use cratemill_service::{bus::Bus, clock, http::PeerAddr, streams};
 use cratemill_stack::{
     data_dir::DataDir,
     nats::Nats,
@@ -45,6 +45,9 @@ pub(crate) struct Node {
     pub app: App,
     router: Router,
 }
+
+/// For what comes by itself, on a machine that is busy compiling.
+pub(crate) const PATIENCE: std::time::Duration = std::time::Duration::from_secs(30);
 
 /// Servers that a node depends on. Their data goes with them.
 pub(crate) struct Servers {
@@ -98,18 +101,39 @@ impl Servers {
         let mut batches = Vec::new();
         for sequence in 1..=last {
             let message = stream.get_raw_message(sequence).await.unwrap();
-            batches.push(cratemill_protocol::bus::decode(&message.payload).unwrap());
+            batches.push(DownloadBatch::decode(&message.payload).unwrap());
         }
         batches
     }
 
+    pub(crate) async fn wait_for_batches(&self, done: impl Fn(&[DownloadBatch]) -> bool) {
+        let there = async {
+            while !done(&self.batches().await) {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, there).await.expect("the batches are on the bus");
+    }
+
+    /// Its downloads are counted for as long as the test runs.
     pub(crate) async fn node(&self, pool: PgPool, more: &[&str]) -> Node {
+        let node = self.idle_node(pool, more).await;
+        let waiting = Waiting { folder: None, max_bytes: 1 << 20 };
+        let counting = node.app.counts.clone().run(node.app.bus.clone(), waiting, CancellationToken::new());
+        tokio::spawn(counting.unwrap());
+        node
+    }
+
+    /// Whoever wants downloads of it has to count them.
+    pub(crate) async fn idle_node(&self, pool: PgPool, more: &[&str]) -> Node {
         let s3 = [
             format!("--s3-endpoint={}", self.s3.endpoint()),
             format!("--s3-access-key={}", self.s3.access_key()),
             format!("--s3-secret-key={}", self.s3.secret_key()),
         ];
-        let flags: Vec<&str> = s3.iter().map(String::as_str).chain(more.iter().copied()).collect();
+        let given = |flag: &&str| more.iter().any(|other| other.split('=').next() == flag.split('=').next());
+        let s3 = s3.iter().map(String::as_str).filter(|flag| !given(flag));
+        let flags: Vec<&str> = s3.chain(more.iter().copied()).collect();
         Node::new(pool, self.bus("api").await, &flags)
     }
 }
@@ -139,7 +163,10 @@ impl Node {
         });
         let config = Config::try_parse_from(kept.chain(flags)).unwrap();
         let app = App::new(config, pool, bus).unwrap();
-        Self { router: routes::router(app.clone(), Router::new()).unwrap(), app }
+        // As the HTTP server does for each connection.
+        let peer = PeerAddr(([127, 0, 0, 1], 40_000).into());
+        let router = routes::router(app.clone(), Router::new()).unwrap().layer(axum::Extension(peer));
+        Self { app, router }
     }
 
     /// With nothing but the database: bus and object store are away.
@@ -308,7 +335,7 @@ pub(crate) fn tarball_name(krate: &str, version: &str) -> ArtifactName {
 /// A crate with one version and a tarball of it, that a job has just made.
 pub(crate) async fn published(node: &Node, krate: &str, version: &str, bytes: &[u8]) -> Held {
     add_crate(&node.app.pool, krate, &[(version, false)]).await;
-    let (builder, key_id) = add_builder(&node.app.pool, &format!("builder-of-{krate}")).await;
+    let (builder, key_id) = add_builder(&node.app.pool, &format!("builder-of-{krate}-{version}")).await;
     let held = running_job(&node.app.pool, krate, version, builder).await;
     publish(node, &held, krate, version, key_id, bytes).await;
     held
