@@ -4,7 +4,7 @@ use crate::{
     assignment::{self, Assignment},
     cleanup,
     config::Config,
-    deadline,
+    counts, deadline,
     logs::{self, Archive},
     outage::{Outage, pause},
     outbox, outcomes,
@@ -109,6 +109,7 @@ fn start(
     context.essential("deadlines", deadlines);
     context.essential("outbox", outbox::run(pool(), bus(), wakes.clone(), shutdown()));
     context.essential("clean-up", cleanup::run(pool(), objects(), shutdown()));
+    context.essential("download counts", counts::run(pool(), objects(), shutdown()));
 
     let archive = Archive {
         pool: pool(),

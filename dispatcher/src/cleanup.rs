@@ -16,9 +16,13 @@ use tokio_util::sync::CancellationToken;
 const INTERVAL: Duration = Duration::from_mins(5);
 /// Longer than any outcome is under way.
 const ORPHAN_AGE: time::Duration = time::Duration::hours(1);
-/// Longer than any message stays on the bus.
+/// Longer than any message stays on the bus or in a node's journal.
 const PUBLISHER_DAYS: i32 = 30;
+/// Longer than the two requests of an install are apart.
+const INSTALL_MINUTES: i32 = 30;
 const BATCH: i64 = 100;
+/// Requests of installs that are forgotten in one statement: a moment's work.
+const INSTALLS: i64 = 10_000;
 /// Nothing waits for it, but a drain.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -37,8 +41,29 @@ pub async fn run(pool: PgPool, objects: Objects, shutdown: CancellationToken) ->
     Ok(())
 }
 
-/// Removes what attempts that ended before `before` left behind, and old marks.
+/// Removes what attempts that ended before `before` left behind, and old marks. Neither waits for the other to go well.
 pub async fn round(pool: &PgPool, objects: &Objects, before: OffsetDateTime) -> anyhow::Result<()> {
+    let publishers =
+        in_time(async { downloads::forget_publishers(&mut *pool.acquire().await?, PUBLISHER_DAYS).await });
+    let publishers = publishers.await;
+    let installs = forget_installs(pool).await;
+    remove_orphans(pool, objects, before).await?;
+    publishers?;
+    installs
+}
+
+async fn forget_installs(pool: &PgPool) -> anyhow::Result<()> {
+    loop {
+        let forgotten = in_time(async {
+            downloads::forget_installs(&mut *pool.acquire().await?, INSTALL_MINUTES, INSTALLS).await
+        });
+        if forgotten.await? < INSTALLS.unsigned_abs() {
+            return Ok(());
+        }
+    }
+}
+
+async fn remove_orphans(pool: &PgPool, objects: &Objects, before: OffsetDateTime) -> anyhow::Result<()> {
     let mut after = (JobId(0), Attempt(0), String::new());
     loop {
         let orphans = in_time(async {
@@ -46,7 +71,7 @@ pub async fn round(pool: &PgPool, objects: &Objects, before: OffsetDateTime) -> 
             uploads::orphans(&mut *pool.acquire().await?, before, after, BATCH).await
         });
         let orphans = orphans.await?;
-        let Some(last) = orphans.last() else { break };
+        let Some(last) = orphans.last() else { return Ok(()) };
         after = (last.job, last.attempt, last.name.clone());
         let mut removed = 0;
         for orphan in &orphans {
@@ -56,9 +81,6 @@ pub async fn round(pool: &PgPool, objects: &Objects, before: OffsetDateTime) -> 
             tracing::info!(uploads = removed, "removed what failed attempts left");
         }
     }
-    in_time(async { downloads::forget_publishers(&mut *pool.acquire().await?, PUBLISHER_DAYS).await })
-        .await?;
-    Ok(())
 }
 
 /// False if just this object cannot be deleted: it must not keep the others. An error says that nothing can be done now.

@@ -8,6 +8,7 @@
 //! leases that ran out -> [rescue], attempts that never end -> [deadline] -> retries
 //! ended attempts -> [logs] -> object store
 //! outbox -> [outbox] -> events
+//! download counts -> [counts] -> a file for each day
 //! ```
 //! [`audit`] is a command beside all that: it reads what they have written, and says what is wrong with it.
 //!
@@ -20,6 +21,7 @@ pub mod audit;
 pub mod cleanup;
 pub mod config;
 pub mod consume;
+pub mod counts;
 pub mod deadline;
 pub mod ending;
 pub mod logs;

@@ -66,13 +66,19 @@ impl Track {
         self.fault.get_or_insert(fault);
     }
 
+    /// Nothing says how it ended, and the archive has it: what came too late, or a log that ended and was archived after
+    /// it was read here.
+    fn was_overtaken(&self, log: &Log) -> bool {
+        log.log_object.is_some() && !self.ended
+    }
+
     /// What it wrote though it had lost its job. Its first event is missing where the rest was archived and purged.
     fn late(&self, log: &Log) -> Option<String> {
         let ended_at = log.ended_at?;
         let written = OffsetDateTime::from_unix_timestamp_nanos(i128::from(self.at_ms) * 1_000_000).ok()?;
         if self.after_end > 0 {
             Some(format!("{} events came after the end of its log", self.after_end))
-        } else if log.log_object.is_some() && !self.ended {
+        } else if self.was_overtaken(log) {
             Some("events came after its log was archived".to_owned())
         } else if written > ended_at + CLOCK_SKEW {
             let late_s = (written - ended_at).as_seconds_f64();
@@ -127,12 +133,8 @@ fn attempt_of(subject: &str) -> Option<Key> {
 
 /// The logs on the bus, and what attempts wrote too late.
 pub(super) async fn check(auditor: &Auditor) -> anyhow::Result<[Check; 2]> {
-    let mut tracks = Tracks::default();
     let filter = auditor.scope.job.map_or_else(|| subjects::LOGS_ALL.to_owned(), subjects::log_of_job);
-    scan(&auditor.bus, subjects::LOGS_STREAM, &filter, |stored| {
-        tracks.take(stored.subject, stored.payload, stored.published);
-    })
-    .await?;
+    let mut tracks = read(auditor, &filter).await?;
     let (mut on_bus, mut late) = (Check::new("bus-logs"), Check::new("late-logs"));
     tracks.strangers.into_iter().for_each(|finding| on_bus.find(finding));
     let mut keys: Vec<Key> = tracks.of.keys().copied().collect();
@@ -141,13 +143,31 @@ pub(super) async fn check(auditor: &Auditor) -> anyhow::Result<[Check; 2]> {
         // Asked after the reading: an attempt that is still open now wrote nothing too late.
         let mut conn = auditor.pool.acquire().await?;
         let rows = logs::of_attempts(&mut conn, page).await?;
+        drop(conn);
         let rows: HashMap<Key, Log> = rows.into_iter().map(|log| ((log.job, log.attempt), log)).collect();
         for key in page {
-            let (track, row) = (&tracks.of[key], rows.get(key));
-            judge(*key, track, row, &mut on_bus, &mut late);
+            let row = rows.get(key);
+            if row.is_some_and(|log| tracks.of[key].was_overtaken(log)) {
+                // Archived before the row was read, so that this reading has its end, or nothing at all.
+                let again = read(auditor, &subjects::log(key.0, key.1)).await?;
+                tracks.of.remove(key);
+                tracks.of.extend(again.of);
+            }
+            if let Some(track) = tracks.of.get(key) {
+                judge(*key, track, row, &mut on_bus, &mut late);
+            }
         }
     }
     Ok([on_bus, late])
+}
+
+async fn read(auditor: &Auditor, filter: &str) -> anyhow::Result<Tracks> {
+    let mut tracks = Tracks::default();
+    scan(&auditor.bus, subjects::LOGS_STREAM, filter, |stored| {
+        tracks.take(stored.subject, stored.payload, stored.published);
+    })
+    .await?;
+    Ok(tracks)
 }
 
 fn judge((job, attempt): Key, track: &Track, row: Option<&Log>, on_bus: &mut Check, late: &mut Check) {

@@ -35,13 +35,16 @@ pub(super) async fn moving(auditor: &Auditor) -> anyhow::Result<Vec<Check>> {
         format!("{what} ended {age_s:.0} s ago, and its log is not archived")
     }));
     let mut check = Check::new("sessions");
-    let overdrawn = sessions::overdrawn(&mut conn, if auditor.at_rest { 0.0 } else { WAITS_S }).await?;
+    let requests_s = if auditor.at_rest { 0.0 } else { WAITS_S };
+    let overdrawn = sessions::overdrawn(&mut conn, requests_s).await?;
     check.count(&overdrawn, |what, age_s| format!("{what} waits for less than no job since {age_s:.0} s"));
     let silent = sessions::silent(&mut conn, WAITS_S).await?;
     check
         .count(&silent, |what, age_s| format!("{what} was not seen for {age_s:.0} s, and is not logged out"));
-    let in_flight = sessions::in_flight_ended(&mut conn).await?;
-    check.count(&in_flight, |what, _| format!("{what} is on its way, and has ended or never was"));
+    let in_flight = sessions::in_flight_ended(&mut conn, requests_s).await?;
+    check.count(&in_flight, |what, age_s| {
+        format!("{what} is on its way since {age_s:.0} s, and has ended or never was")
+    });
     checks.push(check);
     let gaps = downloads::gaps(&mut conn, queues_s).await?;
     checks.push(Check::of("download-batches", &gaps, |what, age_s| {
@@ -64,6 +67,7 @@ pub(super) async fn still(auditor: &Auditor) -> anyhow::Result<Vec<Check>> {
     let not_cancelled = queue::not_cancelled(&mut conn, CANCELS_S).await?;
     let left = uploads::left(&mut conn, LEFTOVERS_S).await?;
     let impossible = downloads::impossible(&mut conn).await?;
+    let different = downloads::different_sums(&mut conn).await?;
     Ok(vec![
         Check::of("leases", &expired, |what, age_s| {
             format!("{what}: its lease ran out {age_s:.0} s ago, and it is still its builder's")
@@ -81,5 +85,8 @@ pub(super) async fn still(auditor: &Auditor) -> anyhow::Result<Vec<Check>> {
             format!("{what}: kept, though the attempt ended {age_s:.0} s ago and did not publish it")
         }),
         Check::of("downloads", &impossible, |what, _| format!("{what} cannot be")),
+        Check::of("download-sums", &different, |what, _| {
+            format!("{what}: counts of files, of the crate and of its parts differ")
+        }),
     ])
 }

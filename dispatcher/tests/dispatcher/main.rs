@@ -6,6 +6,7 @@
 
 mod audit;
 mod bus;
+mod counts;
 mod deadline;
 mod outcomes;
 mod peer;

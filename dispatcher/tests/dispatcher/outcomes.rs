@@ -453,6 +453,16 @@ async fn what_a_failed_attempt_left_is_removed(pool: PgPool) {
     assert!(matches!(gone, Err(objects::Error::NotFound(_))), "{gone:?}");
     let left = uploads::of_attempt(&mut conn, work.job, work.attempt).await.unwrap();
     assert_eq!(left.iter().map(|upload| &*upload.name).collect::<Vec<_>>(), ["a"], "it is tried again");
+    // More than one statement forgets.
+    sqlx::query(
+        "INSERT INTO download_installs SELECT who, 1, 1, 0, now() - interval '1 minute' * who FROM generate_series(1, 20100) who",
+    )
+    .execute(&pool)
+    .await
+    .unwrap();
     let away = cleanup::round(&pool, &no_objects(), OffsetDateTime::now_utc() + hour).await;
     assert!(format!("{:#}", away.unwrap_err()).contains("the object store is away"));
+    let left: i64 =
+        sqlx::query_scalar("SELECT count(*) FROM download_installs").fetch_one(&pool).await.unwrap();
+    assert_eq!(left, 29, "that needs no object store");
 }

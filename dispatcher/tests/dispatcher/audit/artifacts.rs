@@ -38,8 +38,9 @@ async fn successes_that_have_nothing_to_show_are_found(pool: PgPool) {
     let world = World::at_rest(pool).await;
     let newer = world.build_again().await;
     assert_eq!(world.found(&[]).await, [""; 0], "{}", world.audit(&[]).await);
-    // Rows that were downloaded go only with their counts.
-    let of = |which: &str| format!("DELETE FROM downloads_daily; DELETE FROM artifacts WHERE {which}");
+    // What was downloaded goes with its counts, or these would be of no artifact.
+    let counts = "DELETE FROM download_counts; DELETE FROM download_sums; DELETE FROM download_days";
+    let of = |which: &str| format!("{counts}; DELETE FROM artifacts WHERE {which}");
     world.damage("jobs", &of("true")).await;
     world.damage("jobs", &of("job_id = GOOD")).await;
     let alone = of(&format!("job_id = {newer}; UPDATE artifacts SET replaced_at = NULL"));

@@ -50,8 +50,14 @@ const DAMAGE: &[(&str, &str)] = &[
         "UPDATE builder_sessions SET slots = -1, requested_at = now() - interval '6 minutes' WHERE builder_id = 1",
     ),
     ("sessions", "UPDATE nodes SET seen_at = now() - interval '6 minutes'"),
-    ("sessions", "UPDATE builder_sessions SET in_flight = '{GOOD.1}' WHERE builder_id = 1"),
-    ("sessions", "UPDATE builder_sessions SET in_flight = '{RUNNING.9}' WHERE builder_id = 2"),
+    (
+        "sessions",
+        "UPDATE builder_sessions SET in_flight = '{GOOD.1}', requested_at = now() - interval '6 minutes' WHERE builder_id = 1",
+    ),
+    (
+        "sessions",
+        "UPDATE builder_sessions SET in_flight = '{RUNNING.9}', requested_at = now() - interval '6 minutes' WHERE builder_id = 2",
+    ),
     (
         "outbox",
         "INSERT INTO outbox (subjects, payloads, created_at) VALUES ('{event.queue}', '{\"\"}', now() - interval '1 hour')",
@@ -73,12 +79,31 @@ const DAMAGE: &[(&str, &str)] = &[
         "late-uploads",
         "INSERT INTO uploads VALUES (FAILED, 1, 'x', 1, repeat('0', 64), 'o', now() + interval '6 seconds')",
     ),
-    ("downloads", "UPDATE downloads_daily SET count = 0"),
-    ("downloads", "UPDATE downloads_daily SET count = -5"),
-    ("downloads", "UPDATE downloads_daily SET day = '2001-01-01'"),
-    ("downloads", "UPDATE downloads_daily SET day = day + 3"),
-    ("download-batches", "UPDATE download_batches SET ahead = '{1}'"),
-    ("download-batches", "UPDATE download_batches SET ahead = '{3}', seen_at = now() - interval '1 hour'"),
+    (
+        "downloads",
+        "UPDATE download_counts SET count = 0; UPDATE download_days SET count = 0; UPDATE download_sums SET count = 0",
+    ),
+    (
+        "downloads",
+        "UPDATE download_counts SET count = -5; UPDATE download_days SET count = -5; UPDATE download_sums SET count = -5",
+    ),
+    (
+        "downloads",
+        "SELECT make_download_month('2001-01-01'); UPDATE download_counts SET day = '2001-01-01'; \
+         UPDATE download_days SET day = '2001-01-01'; UPDATE download_sums SET day = '2001-01-01'",
+    ),
+    (
+        "downloads",
+        "SELECT make_download_month(current_date + 3); UPDATE download_counts SET day = day + 3; \
+         UPDATE download_days SET day = day + 3; UPDATE download_sums SET day = day + 3",
+    ),
+    ("download-sums", "UPDATE download_counts SET count = count + 1"),
+    ("download-sums", "UPDATE download_days SET count = count + 1"),
+    ("download-sums", "UPDATE download_sums SET count = count + 1 WHERE axis = 'target'"),
+    ("download-sums", "DELETE FROM download_sums WHERE axis = 'client'"),
+    ("download-sums", "DELETE FROM download_counts; DELETE FROM download_days"),
+    ("download-batches", "UPDATE download_batches SET ahead = '{1,1}'"),
+    ("download-batches", "UPDATE download_batches SET ahead = '{3,3}', seen_at = now() - interval '1 hour'"),
     ("current-artifacts", "UPDATE artifacts SET replaced_at = now()"),
     ("current-artifacts", "UPDATE artifacts SET replaced_at = now() WHERE position = 1"),
 ];
@@ -104,8 +129,9 @@ async fn what_is_on_its_way_is_no_damage(pool: PgPool) {
         "UPDATE nodes SET seen_at = now()",
         "UPDATE builder_sessions SET slots = 1, requested_at = now()",
         "INSERT INTO outbox (subjects, payloads) VALUES ('{event.queue}', '{\"\"}')",
-        "UPDATE download_batches SET ahead = '{3}'",
+        "UPDATE download_batches SET ahead = '{3,3}'",
         "UPDATE builder_sessions SET slots = -1 WHERE builder_id = 1",
+        "UPDATE builder_sessions SET in_flight = '{1.99}' WHERE builder_id = 2",
     ] {
         sqlx::raw_sql(sql).execute(&world.pool).await.unwrap();
     }
@@ -123,7 +149,7 @@ async fn a_job_is_looked_at_alone(pool: PgPool) {
         .execute(&world.pool)
         .await
         .unwrap();
-    sqlx::query("UPDATE downloads_daily SET count = 0").execute(&world.pool).await.unwrap();
+    sqlx::query("UPDATE download_counts SET count = 0").execute(&world.pool).await.unwrap();
     let of = async |job| world.audit(&[&format!("--job={job}")]).await;
     assert_eq!(of(world.good).await.found, 0);
     let report = of(world.failed).await;

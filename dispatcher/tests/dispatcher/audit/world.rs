@@ -16,13 +16,17 @@ use cratemill_protocol::{
 };
 use cratemill_service::{bus::Bus, clock, streams};
 use cratemill_stack::nats::Nats;
-use cratemill_store::{PgPool, attempts, downloads, queue, sessions};
+use cratemill_store::{
+    PgPool, attempts, bulk,
+    downloads::{Group, Writer},
+    queue, sessions,
+};
 use std::{sync::Arc, time::Duration};
 use tokio_util::sync::CancellationToken;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 /// In the order in which rows can be put back.
-const TABLES: [&str; 12] = [
+const TABLES: [&str; 14] = [
     "jobs",
     "queue",
     "leases",
@@ -30,7 +34,9 @@ const TABLES: [&str; 12] = [
     "attempts",
     "uploads",
     "artifacts",
-    "downloads_daily",
+    "download_counts",
+    "download_sums",
+    "download_days",
     "download_batches",
     "outbox",
     // Before the sessions that refer to them.
@@ -199,8 +205,15 @@ impl World {
             .unwrap();
         let day = i32::try_from(clock::now_s() / 86_400).unwrap();
         let count = DownloadCount { artifact: artifact.into(), day, client: ClientClass::Curl, count: 1 };
-        let batch = DownloadBatch { node: "api-1".into(), epoch: 1, batch: 1, counts: vec![count] };
-        downloads::apply(&mut self.pool.acquire().await.unwrap(), &[batch]).await.unwrap();
+        let mut group = Group::default();
+        group.push(DownloadBatch {
+            node: "api-1".into(),
+            epoch: 1,
+            batch: 1,
+            counts: vec![count],
+            installs: vec![],
+        });
+        Writer::new(bulk::beside(&self.pool).unwrap()).apply(&mut group).await.unwrap();
     }
 
     /// Archives what has ended, and takes it off the bus.
