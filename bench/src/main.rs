@@ -2,10 +2,12 @@
 
 mod cpu;
 mod dispatch;
+mod downloads;
 mod fleet;
 mod idle;
 mod overhead;
 mod statistics;
+mod usage;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -25,6 +27,8 @@ enum Bench {
     Dispatch(dispatch::Arguments),
     /// What thousands of connected builders cost that wait, and how soon one of them has a new job.
     Idle(idle::Arguments),
+    /// How fast downloads are counted and answered, and whether each is counted once though everything is killed.
+    Downloads(downloads::Arguments),
 }
 
 #[tokio::main]
@@ -33,5 +37,6 @@ async fn main() -> Result<()> {
         Bench::Overhead(arguments) => overhead::run(arguments).await,
         Bench::Dispatch(arguments) => dispatch::run(arguments).await,
         Bench::Idle(arguments) => idle::run(arguments).await,
+        Bench::Downloads(arguments) => downloads::run(arguments).await,
     }
 }

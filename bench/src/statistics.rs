@@ -1,6 +1,7 @@
 //! Medians and percentiles of what was measured, and how they are told.
 
 use anyhow::{Result, ensure};
+use std::time::Duration;
 
 /// Sorted, at least one.
 #[derive(Debug, Clone)]
@@ -11,6 +12,11 @@ impl Percentiles {
         ensure!(!values.is_empty(), "nothing was measured");
         values.sort_unstable_by(f64::total_cmp);
         Ok(Self(values))
+    }
+
+    /// How many values there are.
+    pub(crate) fn count(&self) -> usize {
+        self.0.len()
     }
 
     /// The value that so many percent of all are below; of 100 the largest.
@@ -24,6 +30,19 @@ pub(crate) fn median(mut values: Vec<f64>) -> f64 {
     values.sort_unstable_by(f64::total_cmp);
     let (low, high) = (values[(values.len() - 1) / 2], values[values.len() / 2]);
     low.midpoint(high)
+}
+
+pub(crate) fn per_s(things: usize, time: Duration) -> f64 {
+    count(things) / time.as_secs_f64()
+}
+
+pub(crate) fn each_us(time: Duration, things: usize) -> f64 {
+    time.as_secs_f64() * 1e6 / count(things)
+}
+
+#[allow(clippy::cast_precision_loss, reason = "exact for whatever is counted here")]
+pub(crate) fn count(of: usize) -> f64 {
+    of as f64
 }
 
 /// As many digits as a noisy machine is worth.

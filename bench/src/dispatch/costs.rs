@@ -1,6 +1,6 @@
 //! What work costs the database beside time: log that it writes, and row versions that it leaves for vacuum.
 
-use super::count;
+use crate::statistics::count;
 use anyhow::Result;
 use sqlx::{PgPool, Postgres, Transaction};
 

@@ -11,7 +11,6 @@ mod path;
 mod peers;
 mod queue;
 mod server;
-mod usage;
 
 use crate::statistics::{hundredths, median};
 use anyhow::{Result, ensure};
@@ -19,7 +18,6 @@ use limit::Promise;
 use peers::Load;
 use serde_json::{Value, json};
 use server::Server;
-use std::time::Duration;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
@@ -189,17 +187,4 @@ async fn peers(server: &Server, arguments: &Arguments) -> Result<Vec<Value>> {
         all.push(peer);
     }
     Ok(all)
-}
-
-fn per_s(jobs: usize, time: Duration) -> f64 {
-    count(jobs) / time.as_secs_f64()
-}
-
-fn each_us(time: Duration, jobs: usize) -> f64 {
-    time.as_secs_f64() * 1e6 / count(jobs)
-}
-
-#[allow(clippy::cast_precision_loss, reason = "exact for whatever is counted here")]
-fn count(of: usize) -> f64 {
-    of as f64
 }

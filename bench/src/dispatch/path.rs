@@ -4,12 +4,11 @@
 use super::{
     Arguments, corpus,
     costs::{Costs, Totals, old_snapshot},
-    per_s,
-    usage::{PerJob, Usage},
 };
 use crate::{
     fleet::{self, Fleet, now_us},
-    statistics::{Percentiles, hundredths, median},
+    statistics::{Percentiles, hundredths, median, per_s},
+    usage::{Each, Usage},
 };
 use anyhow::{Context, Result, ensure};
 use cratemill_protocol::{JobId, Target};
@@ -43,19 +42,19 @@ pub(super) struct Measured {
     enqueued_per_s: f64,
     /// From the first enqueue to the last completion.
     jobs_per_s: f64,
-    cpu: PerJob,
+    cpu: Each,
     costs: Costs,
     /// From before the enqueue to the builder's accept, in milliseconds.
     latency: Percentiles,
     /// Of jobs that come one by one.
-    latency_cpu: PerJob,
+    latency_cpu: Each,
 }
 
 /// The medians of all runs.
 pub(super) fn json(runs: &[Measured]) -> Value {
     let of = |field: fn(&Measured) -> f64| median(runs.iter().map(field).collect());
     let cpu =
-        |field: fn(&Measured) -> &PerJob| PerJob::medians(&runs.iter().map(field).collect::<Vec<_>>()).json();
+        |field: fn(&Measured) -> &Each| Each::medians(&runs.iter().map(field).collect::<Vec<_>>()).json();
     json!({
         "enqueued_per_s": of(|run| run.enqueued_per_s).round(),
         "jobs_per_s": of(|run| run.jobs_per_s).round(),

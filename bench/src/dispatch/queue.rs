@@ -5,9 +5,9 @@
 use super::{
     corpus,
     costs::{Costs, Totals, old_snapshot},
-    each_us, per_s,
     server::Server,
 };
+use crate::statistics::{each_us, per_s};
 use anyhow::{Context, Result, bail, ensure};
 use cratemill_protocol::{
     Attempt, BuilderId, FailureClass, JobId, Outcome, Target, builder::JobRef, bus::BuildRequest,

@@ -6,7 +6,7 @@ mod usage;
 
 use crate::{
     fleet::{self, Fleet},
-    statistics::{Percentiles, hundredths},
+    statistics::{Percentiles, count, hundredths},
 };
 use anyhow::{Result, ensure};
 use cratemill_protocol::Target;
@@ -100,7 +100,7 @@ async fn measure(cluster: &Cluster, arguments: &Arguments) -> Result<Measured> {
 
     let latency = latency::measure(cluster, &fleet, arguments.jobs).await?;
     fleet.check()?;
-    let login_per_s = usage::count(arguments.builders) / fleet.login.as_secs_f64();
+    let login_per_s = count(arguments.builders) / fleet.login.as_secs_f64();
     Ok(Measured { login_per_s, memory, without, idle, latency })
 }
 

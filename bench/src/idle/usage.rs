@@ -1,6 +1,6 @@
 //! What the processes of a cluster use, as the kernel and Postgres count it.
 
-use crate::cpu;
+use crate::{cpu, statistics::count};
 use anyhow::{Context, Result};
 use cratemill_stack::{Cluster, process::Process, services::Service};
 use serde_json::{Value, json};
@@ -141,11 +141,6 @@ fn field(rollup: &str, name: &str) -> Result<f64> {
     let line = rollup.lines().find_map(|line| line.strip_prefix(name));
     let kib = line.and_then(|rest| rest.split_whitespace().next()?.parse::<u32>().ok());
     kib.map(|kib| f64::from(kib) * 1_024.0).with_context(|| format!("smaps_rollup has no {name}"))
-}
-
-#[allow(clippy::cast_precision_loss, reason = "exact for whatever is counted here")]
-pub(super) fn count(of: usize) -> f64 {
-    of as f64
 }
 
 #[cfg(test)]

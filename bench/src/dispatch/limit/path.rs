@@ -2,10 +2,7 @@
 //! run.
 
 use super::tables;
-use crate::{
-    cpu,
-    dispatch::{each_us, server::Server},
-};
+use crate::{cpu, dispatch::server::Server, statistics::each_us};
 use anyhow::{Context, Result};
 use cratemill_service::{bus::Bus, config::NatsUrl, streams};
 use cratemill_stack::{data_dir::DataDir, nats::Nats, secrets::Secrets};

@@ -1,10 +1,12 @@
 //! The ladder of the queue alone: from few statements that a durable queue gets by with, to more of what this one promises.
 
 use super::tables;
-use crate::dispatch::{
-    costs::{Costs, Totals},
-    each_us, per_s,
-    server::Server,
+use crate::{
+    dispatch::{
+        costs::{Costs, Totals},
+        server::Server,
+    },
+    statistics::{each_us, per_s},
 };
 use anyhow::{Result, ensure};
 use sqlx::{PgConnection, PgPool, postgres::PgPoolOptions};

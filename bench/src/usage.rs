@@ -1,28 +1,27 @@
-//! Where the time of a cluster goes: CPU of each kind of process, for each job.
+//! Where the time of a cluster goes: CPU of each kind of process, for each job or download.
 
-use super::each_us;
 use crate::{
     cpu,
-    statistics::{hundredths, median},
+    statistics::{each_us, hundredths, median},
 };
 use anyhow::{Context, Result};
 use cratemill_stack::Cluster;
 use serde_json::Value;
 use std::{collections::BTreeMap, process, time::Duration};
 
-/// This process: the simulated builders and whoever enqueues.
+/// This process: whoever makes the work.
 const LOAD: &str = "load";
 
 /// CPU time since the processes began, by kind.
 #[derive(Debug, Clone)]
-pub(super) struct Usage(BTreeMap<String, Duration>);
+pub(crate) struct Usage(BTreeMap<String, Duration>);
 
-/// CPU time for each job, by kind, in microseconds.
+/// CPU time for each thing that was done, by kind, in microseconds.
 #[derive(Debug, Clone)]
-pub(super) struct PerJob(BTreeMap<String, f64>);
+pub(crate) struct Each(BTreeMap<String, f64>);
 
 impl Usage {
-    pub(super) fn read(cluster: &Cluster) -> Result<Self> {
+    pub(crate) fn read(cluster: &Cluster) -> Result<Self> {
         let postgres = cluster.postgres.process().context("Postgres is not running")?.pid();
         let mut kinds = BTreeMap::from([(LOAD.to_owned(), cpu::of(process::id())?)]);
         for process in cluster.processes() {
@@ -36,24 +35,29 @@ impl Usage {
         Ok(Self(kinds))
     }
 
-    pub(super) fn since(&self, before: &Self, jobs: usize) -> PerJob {
+    pub(crate) fn since(&self, before: &Self, things: usize) -> Each {
         let each = |(kind, used): (&String, &Duration)| {
             let used = used.saturating_sub(before.0.get(kind).copied().unwrap_or_default());
-            (kind.clone(), each_us(used, jobs))
+            (kind.clone(), each_us(used, things))
         };
-        PerJob(self.0.iter().map(each).collect())
+        Each(self.0.iter().map(each).collect())
     }
 }
 
-impl PerJob {
+impl Each {
     /// Of each kind the median.
-    pub(super) fn medians(runs: &[&Self]) -> Self {
+    pub(crate) fn medians(runs: &[&Self]) -> Self {
         let kinds = runs.first().map(|run| run.0.keys()).into_iter().flatten();
         let median = |kind: &String| median(runs.iter().filter_map(|run| run.0.get(kind).copied()).collect());
         Self(kinds.map(|kind| (kind.clone(), median(kind))).collect())
     }
 
-    pub(super) fn json(&self) -> Value {
+    /// Of a kind, or 0 where there is none.
+    pub(crate) fn us(&self, kind: &str) -> f64 {
+        self.0.get(kind).copied().unwrap_or_default()
+    }
+
+    pub(crate) fn json(&self) -> Value {
         self.0.iter().map(|(kind, us)| (kind.clone(), Value::from(hundredths(*us)))).collect()
     }
 }
@@ -74,8 +78,8 @@ mod tests {
 
     #[test]
     fn the_median_is_of_each_kind() {
-        let run = |us| PerJob(BTreeMap::from([("api".to_owned(), us)]));
+        let run = |us| Each(BTreeMap::from([("api".to_owned(), us)]));
         let runs = [run(3.0), run(1.0), run(2.0)];
-        assert_eq!(PerJob::medians(&runs.iter().collect::<Vec<_>>()).json()["api"], 2.0);
+        assert_eq!(Each::medians(&runs.iter().collect::<Vec<_>>()).json()["api"], 2.0);
     }
 }
