@@ -6,14 +6,12 @@ use crate::{
     problem::Problem,
     sse::{self, Gateway},
 };
-use anyhow::Context as _;
 use axum::{
     Router,
     http::{HeaderName, HeaderValue, Method},
 };
 use cratemill_service::{Context, backoff::Backoff, bus::Bus, http};
 use cratemill_store::{PgPool, database, objects::Objects};
-use nix::sys::socket::{setsockopt, sockopt};
 use std::{sync::Arc, time::Duration};
 use tokio::{net::TcpListener, sync::Semaphore};
 use tokio_util::sync::CancellationToken;
@@ -71,11 +69,7 @@ async fn migrate(pool: PgPool, shutdown: CancellationToken) {
 
 async fn listen(config: &Config) -> anyhow::Result<TcpListener> {
     let listener = http::bind(config.process.listen).await?;
-    // Connections inherit it from the listener. A stuck viewer's socket is closed by the kernel: hyper, which waits to
-    // write to it, would wait for ever.
-    let timeout = Duration::from_secs(config.viewer_heartbeat_s * PEER_HEARTBEATS);
-    let timeout_ms = u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX);
-    setsockopt(&listener, sockopt::TcpUserTimeout, &timeout_ms).context("cannot set TCP_USER_TIMEOUT")?;
+    http::drop_stalled(&listener, Duration::from_secs(config.viewer_heartbeat_s * PEER_HEARTBEATS))?;
     tracing::info!(address = %listener.local_addr()?, "listening");
     Ok(listener)
 }

@@ -206,6 +206,7 @@ impl Cluster {
         ];
         let (admin_token, targets) = (self.admin_token.clone(), self.targets.join(","));
         let replicas = self.nats.servers.len().to_string();
+        let journals = self.data_dir().join("journals").display().to_string();
         let urls: Vec<_> = ["api", "live", "dispatcher", "counter"]
             .into_iter()
             .map(|user| Ok((user, self.nats.url(user)?)))
@@ -222,6 +223,8 @@ impl Cluster {
                     ("NODE_NAME", service.name().to_owned()),
                     ("ADMIN_TOKEN", admin_token.clone()),
                     ("TOKEN_SECRET", token_secret.to_owned()),
+                    // One folder for all of them: who starts takes over what a dead one left.
+                    ("JOURNAL_DIR", journals.clone()),
                 ]),
                 Role::Dispatcher => {
                     set.extend([

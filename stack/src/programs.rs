@@ -20,6 +20,8 @@ pub const POSTGRES: Program = Program { name: "postgres", package: "postgresql" 
 pub const NATS_SERVER: Program = Program { name: "nats-server", package: "nats-server" };
 pub const HAPROXY: Program = Program { name: "haproxy", package: "haproxy" };
 pub const REDIS_SERVER: Program = Program { name: "redis-server", package: "redis-server" };
+/// Beside which a bench measures redirects.
+pub const NGINX: Program = Program { name: "nginx", package: "nginx" };
 pub const BUBBLEWRAP: Program = Program { name: "bwrap", package: "bubblewrap" };
 pub const SETPRIV: Program = Program { name: "setpriv", package: "util-linux" };
 pub const NSENTER: Program = Program { name: "nsenter", package: "util-linux" };

@@ -17,10 +17,14 @@ async fn an_audit_finds_what_is_wrong_and_nothing_else() {
         crates::with_build_script("0.1.0").unwrap(),
         broken(),
     ];
-    let scene = Scene::start(&packages, Options { api: 2, slots: 2, ..Options::default() }).await;
+    let options = Options { api: 2, builder: 0, slots: 2, ..Options::default() };
+    let mut scene = Scene::start(&packages, options).await;
     for krate in ["hello-bin", "lib-only", "script-bin", "broken-bin"] {
         scene.enqueue(krate, "metadata").await;
     }
+    // Not before: a job that the discovery of a crate queues may end before the one asked for is queued, which is a
+    // second one then.
+    scene.cluster.add_builder(None).await.unwrap();
     let ends = async {
         for (krate, kind, state) in [
             ("lib-only", "metadata", "succeeded"),

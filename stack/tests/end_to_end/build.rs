@@ -154,7 +154,7 @@ async fn downloads_follow_http(scene: &Scene) {
     })
     .await;
     assert_eq!(counted(&body), before + 1, "only the whole download counts: {body}");
-    let days = body["days"].as_array().unwrap();
+    let days = body["items"].as_array().unwrap();
     assert_eq!(days.iter().map(|day| day["count"].as_i64().unwrap()).sum::<i64>(), before + 1);
 }
 
@@ -198,10 +198,13 @@ async fn yanks_and_new_versions_are_noticed(scene: &Scene) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_crate_that_nobody_watches_is_built_on_demand() {
-    let scene = Scene::start(&[crates::hello_bin("1.0.0").unwrap()], Options::default()).await;
+    let options = Options { builder: 0, ..Options::default() };
+    let mut scene = Scene::start(&[crates::hello_bin("1.0.0").unwrap()], options).await;
     let mut viewer = scene.viewer(&["builds"]).await;
     let job = scene.enqueue("hello-bin", "metadata").await;
     assert_eq!(job["priority"], "on_demand");
+    // Not before: what the discovery of the crate queues is this job only while it has not ended.
+    scene.cluster.add_builder(None).await.unwrap();
     let metadata = viewer.job_end("hello-bin", "metadata").await;
     assert_eq!((&metadata["state"], &metadata["job"]), (&json!("succeeded"), &job["id"]));
     let tarball = viewer.job_end("hello-bin", "tarball").await;

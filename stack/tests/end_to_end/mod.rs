@@ -2,6 +2,7 @@ mod audit;
 mod bad_peers;
 mod build;
 mod cut;
+mod downloads;
 mod drains;
 mod elected;
 mod events;
