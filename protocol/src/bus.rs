@@ -3,8 +3,8 @@
 //! A receiver ignores fields it does not know and refuses a version it does not know.
 
 use crate::{
-    Attempt, BuilderId, CrateName, Features, JobId, JobState, Kind, Limits, Outcome, Priority, Sha256Hex,
-    Stage, Target, VersionId, builder::JobRef, codec,
+    Attempt, BuilderId, CrateName, Features, JobId, JobState, JsonText, Kind, Limits, Outcome, Priority,
+    Sha256Hex, Stage, Target, UserTopic, VersionId, builder::JobRef, codec,
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
@@ -267,6 +267,15 @@ pub enum BuilderState {
     Enabled,
     Disabled,
     Draining,
+}
+
+/// Somebody published it, on the subject that is its topic's text.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TopicMessage {
+    pub topic: UserTopic,
+    /// Unix milliseconds, by the clock of the node that took it.
+    pub at_ms: i64,
+    pub data: JsonText,
 }
 
 /// API node -> any dispatcher, a request on `registry.refresh`: look at the registry now.

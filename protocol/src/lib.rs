@@ -10,14 +10,18 @@ pub mod digest;
 pub mod download;
 pub mod ids;
 pub mod job;
+pub mod json_text;
 pub mod manifest;
 pub mod names;
 pub mod sshsig;
 pub mod subjects;
 pub mod token;
 pub mod topic;
+pub mod user_topic;
 
 pub use digest::Sha256Hex;
 pub use ids::{ArtifactId, Attempt, BuilderId, CrateId, JobId, UserId, VersionId};
 pub use job::{FailureClass, Features, JobState, Kind, Limits, Outcome, Priority, Stage};
+pub use json_text::JsonText;
 pub use names::{ArtifactName, CrateName, Target};
+pub use user_topic::UserTopic;

@@ -19,6 +19,7 @@ use crate::{Attempt, BuilderId, CrateName, JobId, VersionId};
 pub const BUILD_STREAM: &str = "BUILD";
 pub const LOGS_STREAM: &str = "LOGS";
 pub const EVENTS_STREAM: &str = "EVENTS";
+pub const TOPICS_STREAM: &str = "TOPICS";
 pub const DOWNLOADS_STREAM: &str = "DOWNLOADS";
 
 pub const BUILD_ALL: &str = "build.>";
@@ -26,6 +27,8 @@ pub const BUILD_REQUESTS: &str = "build.request.*";
 pub const BUILD_OUTCOMES: &str = "build.outcome.*";
 pub const LOGS_ALL: &str = "log.>";
 pub const EVENTS_ALL: &str = "event.>";
+/// A user topic's subject is its text.
+pub const TOPICS_ALL: &str = "topic.>";
 pub const DOWNLOADS_ALL: &str = "download.>";
 
 /// Durable consumers of the work queues; every process of a kind shares one.

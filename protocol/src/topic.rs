@@ -1,6 +1,6 @@
 //! Topics: what a viewer can follow, and which subjects feed it.
 
-use crate::{CrateName, JobId, subjects};
+use crate::{CrateName, JobId, UserTopic, subjects, user_topic};
 use std::{fmt, str::FromStr};
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -17,11 +17,19 @@ pub enum Topic {
     Builders,
     /// `queue`: how long it is.
     Queue,
+    /// `topic.<name>`: what people publish.
+    User(UserTopic),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("unknown topic {0:?}: expected job.<id>, job.<id>.log, crate.<name>, builds, builders or queue")]
-pub struct Error(String);
+pub enum Error {
+    #[error(
+        "unknown topic {0:?}: expected job.<id>, job.<id>.log, crate.<name>, builds, builders, queue or topic.<name>"
+    )]
+    Unknown(String),
+    #[error(transparent)]
+    User(#[from] user_topic::Error),
+}
 
 impl Topic {
     /// The stream that stores it, and the subjects in it that feed it.
@@ -33,6 +41,7 @@ impl Topic {
             Self::Builds => (subjects::EVENTS_STREAM, "event.job.>".into()),
             Self::Builders => (subjects::EVENTS_STREAM, "event.builder.>".into()),
             Self::Queue => (subjects::EVENTS_STREAM, subjects::QUEUE_EVENT.into()),
+            Self::User(topic) => (subjects::TOPICS_STREAM, topic.to_string()),
         }
     }
 
@@ -46,6 +55,7 @@ impl Topic {
             ["event", "version", name, _] => [krate(name), None, None],
             ["event", "builder", _] => [Some(Self::Builders), None, None],
             ["event", "queue"] => [Some(Self::Queue), None, None],
+            ["topic", ..] => [subject.parse().map(Self::User).ok(), None, None],
             _ => [None, None, None],
         };
         topics.into_iter().flatten().collect()
@@ -55,7 +65,7 @@ impl Topic {
 impl FromStr for Topic {
     type Err = Error;
     fn from_str(text: &str) -> Result<Self, Error> {
-        let error = || Error(text.chars().take(80).collect());
+        let error = || Error::Unknown(text.chars().take(80).collect());
         let job = |id: &str| id.parse().ok().filter(|id: &JobId| id.0 > 0).ok_or_else(error);
         match text.split_once('.') {
             None if text == "builds" => Ok(Self::Builds),
@@ -66,6 +76,7 @@ impl FromStr for Topic {
                 Some(id) => job(id).map(Self::JobLog),
                 None => job(rest).map(Self::Job),
             },
+            Some(("topic", _)) => Ok(Self::User(text.parse()?)),
             _ => Err(error()),
         }
     }
@@ -80,6 +91,7 @@ impl fmt::Display for Topic {
             Self::Builds => f.write_str("builds"),
             Self::Builders => f.write_str("builders"),
             Self::Queue => f.write_str("queue"),
+            Self::User(topic) => topic.fmt(f),
         }
     }
 }
@@ -90,8 +102,18 @@ mod tests {
 
     #[test]
     fn a_subject_feeds_the_topics_whose_source_matches_it() {
-        let names =
-            ["job.7", "job.8", "job.7.log", "crate.hexyl", "crate.bat", "builds", "builders", "queue"];
+        let names = [
+            "job.7",
+            "job.8",
+            "job.7.log",
+            "crate.hexyl",
+            "crate.bat",
+            "builds",
+            "builders",
+            "queue",
+            "topic.a",
+            "topic.a.b",
+        ];
         let topics: Vec<Topic> = names.iter().map(|name| name.parse().unwrap()).collect();
         for subject in [
             "log.7.1",
@@ -101,6 +123,9 @@ mod tests {
             "event.builder.1",
             "event.queue",
             "event.other",
+            "topic.a",
+            "topic.a.b",
+            "topic.a.*",
             "download.a",
         ] {
             let mut expected: Vec<_> = topics
@@ -117,7 +142,16 @@ mod tests {
 
     #[test]
     fn topics_parse_back() {
-        for text in ["job.7", "job.7.log", "crate.hexyl", "builds", "builders", "queue"] {
+        for text in [
+            "job.7",
+            "job.7.log",
+            "crate.hexyl",
+            "builds",
+            "builders",
+            "queue",
+            "topic.a",
+            "topic.private.b.c",
+        ] {
             assert_eq!(text.parse::<Topic>().unwrap().to_string(), text);
         }
         for bad in [
@@ -133,6 +167,10 @@ mod tests {
             "crate.*",
             "builds.x",
             "log.>",
+            "topic",
+            "topic.",
+            "topic.*",
+            "topic.a b",
         ] {
             assert!(bad.parse::<Topic>().is_err(), "{bad}");
         }

@@ -2,14 +2,14 @@
 
 use crate::golden::Golden;
 use cratemill_protocol::{
-    ArtifactId, Attempt, BuilderId, CrateName, FailureClass, Features, JobId, JobState, Kind, Limits,
-    Outcome, Priority, Sha256Hex, Stage, Target, VersionId,
+    ArtifactId, Attempt, BuilderId, CrateName, FailureClass, Features, JobId, JobState, JsonText, Kind,
+    Limits, Outcome, Priority, Sha256Hex, Stage, Target, UserTopic, VersionId,
     builder::JobRef,
     bus::{
         Assigned, AssignedJob, BuildRequest, BuilderState, ClientClass, DomainEvent, DownloadBatch,
         DownloadCount, EventMessage, Install, JobChanged, LogBody, LogMessage, NodeMessage, OutcomeBatch,
-        OutcomeMessage, RefreshReply, RefreshRequest, RequestBatch, VersionChange, VersionChanged, decode,
-        encode,
+        OutcomeMessage, RefreshReply, RefreshRequest, RequestBatch, TopicMessage, VersionChange,
+        VersionChanged, decode, encode,
     },
     job::Timings,
 };
@@ -182,6 +182,15 @@ fn domain_events() {
     for (name, event) in all {
         check(&mut golden, &name, &EventMessage { at_ms: AT_MS, event });
     }
+    golden.close();
+}
+
+#[test]
+fn user_topics() {
+    let mut golden = Golden::open("bus/topic");
+    let data = JsonText::parse("{ \"b\": 1.0e400,\n \"a\": \"ü \" }".as_bytes()).unwrap();
+    let topic = UserTopic::parse("topic.private.team.deploys").unwrap();
+    check(&mut golden, "message", &TopicMessage { topic, at_ms: AT_MS, data });
     golden.close();
 }
 

@@ -86,6 +86,7 @@ proptest! {
         }
         _ = bus::decode::<bus::NodeMessage>(&bytes);
         _ = bus::decode::<bus::EventMessage>(&bytes);
+        _ = bus::decode::<bus::TopicMessage>(&bytes);
         let text = String::from_utf8_lossy(&bytes);
         prop_assert!(Manifest::parse(&text).is_err());
         prop_assert!(sshsig::public_key(&text).is_err());
