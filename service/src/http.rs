@@ -58,6 +58,23 @@ where
     S: Fn(&Request<Incoming>, PeerAddr) -> Option<F> + Clone + Send + Sync + 'static,
     F: Future<Output = Response> + Send + 'static,
 {
+    let drained = shutdown.clone();
+    accept(listener, shutdown, move |stream, peer| {
+        let service = service(router.clone(), shortcut.clone(), PeerAddr(peer));
+        connection(stream, peer, service, drained.clone())
+    })
+    .await;
+    Ok(())
+}
+
+/// Serves each connection in a task of its own; returns once they all ended, which takes no new one after `shutdown`.
+pub(crate) async fn accept<F>(
+    listener: TcpListener,
+    shutdown: CancellationToken,
+    serve: impl Fn(TcpStream, SocketAddr) -> F,
+) where
+    F: Future<Output = ()> + Send + 'static,
+{
     let connections = TaskTracker::new();
     loop {
         let accepted = tokio::select! {
@@ -66,8 +83,9 @@ where
         };
         match accepted {
             Ok((stream, peer)) => {
-                let service = service(router.clone(), shortcut.clone(), PeerAddr(peer));
-                connections.spawn(connection(stream, peer, service, shutdown.clone()));
+                // Small frames must not wait for each other; a socket that is gone already fails at its first read.
+                let _ = stream.set_nodelay(true);
+                connections.spawn(serve(stream, peer));
             }
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection");
@@ -78,7 +96,13 @@ where
     drop(listener);
     connections.close();
     connections.wait().await;
-    Ok(())
+}
+
+/// How every connection is spoken to.
+pub(crate) fn builder() -> hyper::server::conn::http1::Builder {
+    let mut builder = hyper::server::conn::http1::Builder::new();
+    builder.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT).max_buf_size(MAX_HEADER_BYTES);
+    builder
 }
 
 /// Who is at the other end of the socket.
@@ -118,11 +142,7 @@ async fn connection<S>(stream: TcpStream, peer: SocketAddr, service: S, shutdown
 where
     S: Service<Request<Incoming>, Response = Response, Error = Infallible>,
 {
-    // Small frames must not wait for each other; a socket that is gone already fails at its first read.
-    let _ = stream.set_nodelay(true);
-    let mut builder = hyper::server::conn::http1::Builder::new();
-    builder.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT).max_buf_size(MAX_HEADER_BYTES);
-    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service).with_upgrades());
+    let mut connection = pin!(builder().serve_connection(TokioIo::new(stream), service).with_upgrades());
     let result = tokio::select! {
         result = connection.as_mut() => result,
         () = shutdown.cancelled() => {

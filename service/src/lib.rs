@@ -9,6 +9,7 @@ pub mod health;
 pub mod http;
 pub mod run;
 pub mod streams;
+pub mod take_over;
 pub mod telemetry;
 
 pub use run::{Context, run};
