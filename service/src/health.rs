@@ -19,8 +19,9 @@ use tokio_util::sync::CancellationToken;
 const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
 /// Of a dependency that is not required: a load balancer gives a whole probe a second, and must not wait for it.
 const WATCH_TIMEOUT: Duration = Duration::from_millis(500);
-/// One answer serves all probes of this long, so that probing costs the dependencies nothing.
-const CHECK_TTL: Duration = Duration::from_millis(500);
+/// One answer serves all probes of this long, so that probing costs the dependencies nothing. Shorter than a load balancer
+/// waits until it asks again after a failure (`fastinter`): one failure must not count as two.
+const CHECK_TTL: Duration = Duration::from_millis(200);
 
 type Check = Box<dyn Fn() -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
 

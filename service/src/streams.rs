@@ -14,6 +14,10 @@ const MIB: i64 = 1 << 20;
 const DUPLICATE_WINDOW: Duration = Duration::from_mins(2);
 /// How long events can be replayed.
 const EVENTS_AGE: Duration = Duration::from_hours(24);
+/// How long what people publish can be replayed.
+const TOPICS_AGE: Duration = Duration::from_hours(24);
+/// And how much of one topic: a busy one does not push out what others have said.
+pub const TOPIC_MESSAGES: u32 = 10_000;
 /// Messages that a shared consumer hands out before the first is acknowledged.
 const MAX_ACK_PENDING: i64 = 4_096;
 
@@ -83,7 +87,7 @@ async fn pause(backoff: &mut Backoff, shutdown: &CancellationToken) -> bool {
     }
 }
 
-fn configs(replicas: usize) -> [Config; 4] {
+fn configs(replicas: usize) -> [Config; 5] {
     let stream = |name: &str, subject: &str, max_bytes: i64| Config {
         name: name.to_owned(),
         subjects: vec![subject.to_owned()],
@@ -122,6 +126,14 @@ fn configs(replicas: usize) -> [Config; 4] {
             discard: DiscardPolicy::Old,
             max_age: EVENTS_AGE,
             ..stream(subjects::EVENTS_STREAM, subjects::EVENTS_ALL, 512 * MIB)
+        },
+        Config {
+            republish: republish(subjects::TOPICS_ALL),
+            // A new message is worth more than an old one, and no publisher is held up.
+            discard: DiscardPolicy::Old,
+            max_age: TOPICS_AGE,
+            max_messages_per_subject: i64::from(TOPIC_MESSAGES),
+            ..stream(subjects::TOPICS_STREAM, subjects::TOPICS_ALL, 512 * MIB)
         },
     ]
 }

@@ -8,12 +8,14 @@ use cratemill_protocol::subjects;
 use cratemill_service::{bus::Bus, streams};
 use cratemill_stack::{data_dir::DataDir, nats::Nats, secrets::Secrets};
 use futures_util::StreamExt;
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 /// Elections take up to ten seconds on a machine that has nothing else to do.
 const PATIENCE: Duration = Duration::from_mins(1);
 const ACK_WAIT: Duration = Duration::from_secs(30);
+const POLL: Duration = Duration::from_millis(20);
 
 async fn connect(nats: &Nats, user: &str) -> Bus {
     Bus::connect(&nats.url(user).unwrap().parse().unwrap(), user).await.unwrap()
@@ -43,34 +45,45 @@ async fn streams_grow_to_three_copies_and_outlive_their_leader() {
 
     streams::ensure(&dispatcher, 3, &shutdown).await.unwrap();
     nats.wait_for_replicas(PATIENCE).await.unwrap();
-    let info = outcomes(&dispatcher).await.get_info().await.unwrap();
-    assert_eq!(info.cluster.unwrap().replicas.len(), 2, "a consumer has the copies of its stream");
+    let copied = async {
+        while copies_of(&outcomes(&dispatcher).await).await != Some(2) {
+            tokio::time::sleep(POLL).await;
+        }
+    };
+    timeout(PATIENCE, copied).await.expect("a consumer has the copies of its stream");
 
     let leader = nats.leader(subjects::BUILD_STREAM).await.unwrap();
     nats.servers[leader].kill9().await.unwrap();
     let stored = store(2).await;
     assert!(stored.sequence == 2 && store(2).await.duplicate, "the id is known to the new leader");
-    let mut messages = take(&outcomes(&dispatcher).await, 2).await;
-    messages.sort();
-    assert_eq!(messages, ["1", "2"]);
-    // Who leads the consumer need not lead the stream, which hears of it a moment later.
-    let mut stream = dispatcher.jetstream.get_stream(subjects::BUILD_STREAM).await.unwrap();
-    let emptied = async { while stream.info().await.unwrap().state.messages > 0 {} };
-    tokio::time::timeout(PATIENCE, emptied).await.expect("what is acknowledged is gone");
+    let mut messages = BTreeSet::new();
+    let emptied = async {
+        // Who leads the consumer need not lead the stream, which hears of it a moment later.
+        while messages.len() < 2 || !is_empty(&dispatcher).await {
+            take(&outcomes(&dispatcher).await, &mut messages).await;
+            tokio::time::sleep(POLL).await;
+        }
+    };
+    timeout(PATIENCE, emptied).await.expect("all is taken, and what is acknowledged is gone");
+    assert!(messages.iter().eq(["1", "2"]), "{messages:?}");
 }
 
-/// Takes and acknowledges so many messages, whichever time it takes the consumer to have a leader.
-async fn take(consumer: &PullConsumer, count: usize) -> Vec<String> {
-    let taken = async {
-        let mut payloads = Vec::new();
-        while payloads.len() < count {
-            let Ok(mut batch) = consumer.fetch().max_messages(count).messages().await else { continue };
-            while let Some(Ok(message)) = batch.next().await {
-                message.double_ack().await.unwrap();
-                payloads.push(String::from_utf8(message.payload.to_vec()).unwrap());
-            }
-        }
-        payloads
-    };
-    tokio::time::timeout(PATIENCE, taken).await.expect("the messages come")
+/// None while nobody leads it.
+async fn copies_of(consumer: &PullConsumer) -> Option<usize> {
+    Some(consumer.get_info().await.ok()?.cluster?.replicas.len())
+}
+
+/// Takes and acknowledges what is there. One whose acknowledgement is lost comes again.
+async fn take(consumer: &PullConsumer, taken: &mut BTreeSet<String>) {
+    let Ok(mut batch) = consumer.fetch().max_messages(2).messages().await else { return };
+    while let Some(Ok(message)) = batch.next().await {
+        taken.insert(String::from_utf8(message.payload.to_vec()).unwrap());
+        message.double_ack().await.ok();
+    }
+}
+
+/// As far as anybody knows.
+async fn is_empty(bus: &Bus) -> bool {
+    let stream = bus.jetstream.get_stream(subjects::BUILD_STREAM).await;
+    stream.is_ok_and(|stream| stream.cached_info().state.messages == 0)
 }

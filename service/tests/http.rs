@@ -16,7 +16,11 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 /// Short, so that the test is.
-const STALLED: Duration = Duration::from_millis(1_500);
+const SHORT: Duration = Duration::from_millis(1_500);
+/// Client and server share this process: one that the machine stops for a moment reads nothing either.
+const LONG: Duration = Duration::from_secs(8);
+/// Between two reads.
+const PAUSE: Duration = Duration::from_millis(500);
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Says that a body has been given up.
@@ -28,8 +32,9 @@ impl Drop for Ends {
     }
 }
 
-/// A client that has asked for a body without end, and what happens when that body is given up.
-async fn endless() -> (TcpStream, Arc<Notify>) {
+/// A client that has asked for a body without end, and what happens when that body is given up: once nothing was taken
+/// for `stalled`.
+async fn endless(stalled: Duration) -> (TcpStream, Arc<Notify>) {
     let ended = Arc::new(Notify::new());
     let ends = Arc::clone(&ended);
     let body = async move || {
@@ -40,7 +45,7 @@ async fn endless() -> (TcpStream, Arc<Notify>) {
         }))
     };
     let listener = http::bind(([127, 0, 0, 1], 0).into()).await.unwrap();
-    http::drop_stalled(&listener, STALLED).unwrap();
+    http::drop_stalled(&listener, stalled).unwrap();
     let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
     tokio::spawn(http::serve(listener, Router::new().route("/", get(body)), CancellationToken::new()));
     client.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
@@ -50,16 +55,16 @@ async fn endless() -> (TcpStream, Arc<Notify>) {
 
 #[tokio::test]
 async fn a_client_that_does_not_read_is_dropped_with_what_it_asked_for() {
-    let (_client, ended) = endless().await;
+    let (_client, ended) = endless(SHORT).await;
     timeout(PATIENCE, ended.notified()).await.expect("the body is given up");
 }
 
 #[tokio::test]
 async fn a_client_that_reads_slowly_is_served() {
-    let (mut client, ended) = endless().await;
-    let (start, mut ticks) = (Instant::now(), interval(STALLED / 5));
+    let (mut client, ended) = endless(LONG).await;
+    let (start, mut ticks) = (Instant::now(), interval(PAUSE));
     let mut part = vec![0; 512 * 1024];
-    while start.elapsed() < 4 * STALLED {
+    while start.elapsed() < LONG * 5 / 4 {
         ticks.tick().await;
         client.read_exact(&mut part).await.unwrap();
     }
