@@ -1,9 +1,11 @@
 //! The live gateway: what happens in the farm, as it happens, to anyone who follows a topic.
 //!
 //! ```text
-//! NATS, what the streams send again -> [engine::feed] -> [engine::hub] -+
-//! JetStream, what a viewer missed   -> [engine::replay] ----------------+-> [engine::viewer] -> [dialects] -> [sse]
-//! object store, logs of the past    -> [engine::archive] ---------------+
+//! NATS, what the streams send again -> [engine::feed] -> [engine::hub] -> [engine::channel] -> [reactor] <- [sse], [ws]
+//! JetStream, what viewers missed    -> [engine::backfill] --------------------^
+//!                                   -> [engine::replay] --+-> [engine::viewer] -> [sse], [ws]: logs, and the far past
+//! object store, logs of the past    -> [engine::archive] -+
+//! POST, what people publish         -> [publish] -> JetStream
 //! ```
 //!
 //! The engine knows topics, messages and positions, and nothing of HTTP. A dialect parses a subscription and encodes a
@@ -11,11 +13,16 @@
 //! any of them with the id of the last event it saw.
 
 pub mod app;
+pub mod auth;
 pub mod config;
 pub mod dialects;
 pub mod engine;
 pub mod metrics;
+pub mod origin;
 pub mod problem;
+pub mod publish;
+pub mod reactor;
 pub mod sse;
+pub mod ws;
 
 pub use app::run;

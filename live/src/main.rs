@@ -1,11 +1,17 @@
 //! `cratemill-live`: see the library.
 
-use clap::Parser;
-use cratemill_live::config::Config;
+use cratemill_live::{auth::command, config::Invocation};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let config = Config::parse();
-    let process = config.process.clone();
-    cratemill_service::run("live", &process, |context| cratemill_live::run(config, context))
+    match Invocation::parse() {
+        Invocation::Serve(config) => {
+            let process = config.process.clone();
+            cratemill_service::run("live", &process, |context| cratemill_live::run(*config, context))
+        }
+        Invocation::Token(config) => {
+            println!("{}", command::token(config));
+            ExitCode::SUCCESS
+        }
+    }
 }

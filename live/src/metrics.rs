@@ -11,21 +11,12 @@ const DROPPED: &str = "cratemill_live_viewers_dropped_total";
 const REFUSED: &str = "cratemill_live_viewers_refused_total";
 const UNREADABLE: &str = "cratemill_live_unreadable_messages_total";
 
-/// Counts a viewer for as long as it is kept.
-#[derive(Debug)]
-pub struct Viewing(());
+const PUBLISHED: &str = "cratemill_live_published_total";
+const NOT_PUBLISHED: &str = "cratemill_live_publishes_refused_total";
 
-impl Viewing {
-    pub fn start() -> Self {
-        gauge!(VIEWERS).increment(1.0);
-        Self(())
-    }
-}
-
-impl Drop for Viewing {
-    fn drop(&mut self) {
-        gauge!(VIEWERS).decrement(1.0);
-    }
+/// More viewers, or fewer.
+pub fn viewers(change: f64) {
+    gauge!(VIEWERS).increment(change);
 }
 
 /// Frames handed to viewers' sockets.
@@ -33,7 +24,7 @@ pub fn frames(count: u64) {
     counter!(FRAMES).increment(count);
 }
 
-/// A viewer reads what it missed; `from` is events, logs or archive.
+/// Somebody reads what was missed; `from` is events, logs, topics or archive, or shared where it is for several viewers.
 pub fn replay(from: &'static str) {
     counter!(REPLAYS, "from" => from).increment(1);
 }
@@ -55,6 +46,30 @@ pub fn dropped(reason: &'static str) {
 
 pub fn refused(reason: &'static str) {
     counter!(REFUSED, "reason" => reason).increment(1);
+}
+
+/// Somebody's message is on the bus; `duplicate` if it was before.
+pub fn published(duplicate: bool) {
+    counter!(PUBLISHED, "duplicate" => if duplicate { "true" } else { "false" }).increment(1);
+}
+
+/// Why a message was not published.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NotPublished {
+    Bad,
+    Denied,
+    Full,
+    Bus,
+}
+
+pub fn not_published(reason: NotPublished) {
+    let reason = match reason {
+        NotPublished::Bad => "bad",
+        NotPublished::Denied => "denied",
+        NotPublished::Full => "full",
+        NotPublished::Bus => "bus",
+    };
+    counter!(NOT_PUBLISHED, "reason" => reason).increment(1);
 }
 
 /// A message on the bus that this program cannot decode.

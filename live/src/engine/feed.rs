@@ -110,11 +110,13 @@ impl Feed {
                 Read::Message(stored) => {
                     self.hub.publish(source, stored.sequence, &stored.subject, &stored.payload);
                 }
-                Read::Expired if !expired => {
+                Read::Expired { next } if !expired => {
                     expired = true;
+                    // Whoever comes from before it is told too, by its own reading.
+                    self.hub.set_position(source, next.saturating_sub(1));
                     self.hub.tell(source, &Delivery::Broken);
                 }
-                Read::Expired => {}
+                Read::Expired { .. } => {}
             }
         }
         self.hub.set_position(source, to);

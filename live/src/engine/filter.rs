@@ -42,6 +42,9 @@ mod tests {
             (vec!["crate.a", "crate.b"], "event.*.*.>"),
             (vec!["builds", "builders"], "event.*.>"),
             (vec!["builds", "queue"], "event.>"),
+            (vec!["topic.a.b"], "topic.a.b"),
+            (vec!["topic.a", "topic.b"], "topic.*"),
+            (vec!["topic.a", "topic.b.c"], "topic.>"),
         ] {
             let filters: Vec<_> =
                 topics.iter().map(|topic| topic.parse::<Topic>().unwrap().source().1).collect();

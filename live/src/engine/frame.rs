@@ -4,7 +4,7 @@ use crate::{engine::Source, metrics};
 use bytes::Bytes;
 use cratemill_protocol::{
     Attempt, JobId,
-    bus::{self, EventMessage, LogBody, LogMessage},
+    bus::{self, EventMessage, LogBody, LogMessage, TopicMessage},
 };
 use std::sync::OnceLock;
 
@@ -12,6 +12,18 @@ use std::sync::OnceLock;
 pub enum Message {
     Event(EventMessage),
     Log(LogPart),
+    User(TopicMessage),
+}
+
+impl Message {
+    /// The stream that it comes from.
+    pub fn source(&self) -> Source {
+        match self {
+            Self::Event(_) => Source::Events,
+            Self::Log(_) => Source::Logs,
+            Self::User(_) => Source::Topics,
+        }
+    }
 }
 
 /// A piece of an attempt's log, from the bus or from the archive.
@@ -41,6 +53,7 @@ impl Frame {
             Source::Events => bus::decode::<EventMessage>(payload).map(Message::Event),
             Source::Logs => bus::decode::<LogMessage>(payload)
                 .map(|log| Message::Log(LogPart { job: log.job, attempt: log.attempt, body: log.body })),
+            Source::Topics => bus::decode::<TopicMessage>(payload).map(Message::User),
         };
         match message {
             Ok(message) => Some(Self::new(sequence, message)),

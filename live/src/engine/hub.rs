@@ -5,16 +5,22 @@
 //! Publishing never waits: a viewer whose queue is full is let go, and resumes from its position.
 
 use crate::{
-    engine::{Source, frame::Frame},
+    engine::{
+        Source,
+        channel::{ChannelId, Channels, Entry, Found, Mark, Wanted},
+        frame::Frame,
+        wake::Wake,
+    },
     metrics,
 };
 use cratemill_protocol::topic::Topic;
 use std::{
     collections::{BTreeSet, HashMap},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
+    time::Instant,
 };
 use tokio::sync::mpsc;
 
@@ -27,6 +33,7 @@ const QUEUE_BYTES: usize = 4 << 20;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Positions {
     pub events: u64,
+    pub topics: u64,
     pub logs: u64,
 }
 
@@ -42,15 +49,19 @@ pub enum Delivery {
 #[derive(Debug, Default)]
 pub struct Hub {
     inner: Mutex<Inner>,
+    /// Of the reactors, by their numbers.
+    wakes: OnceLock<Vec<Arc<Wake>>>,
 }
 
 #[derive(Debug, Default)]
 struct Inner {
     events: Option<u64>,
+    user_topics: Option<u64>,
     logs: Option<u64>,
     viewers: HashMap<u64, Outlet>,
     topics: HashMap<Topic, BTreeSet<u64>>,
     last_id: u64,
+    channels: Channels,
 }
 
 #[derive(Debug)]
@@ -96,17 +107,73 @@ impl Hub {
         let topics = Topic::fed_by(subject);
         {
             let mut inner = self.lock();
-            if !topics.iter().any(|topic| inner.topics.contains_key(topic)) {
+            let followed = |topic: &Topic| inner.topics.contains_key(topic) || inner.channels.follows(topic);
+            if !topics.iter().any(followed) {
                 *inner.position(source) = Some(sequence);
                 return;
             }
         }
         let frame = Frame::decode(source, sequence, payload).map(Arc::new);
         let mut inner = self.lock();
-        if let Some(frame) = frame {
-            inner.deliver(&topics, payload.len(), &Delivery::Frame(frame));
-        }
         *inner.position(source) = Some(sequence);
+        let Some(frame) = frame else { return };
+        let mark = inner.mark();
+        let entry = Entry { source, frame: Arc::clone(&frame), mark };
+        let wanted = inner.channels.publish(&topics, &entry, payload.len(), Instant::now());
+        inner.deliver(&topics, payload.len(), &Delivery::Frame(frame));
+        drop(inner);
+        self.wake(wanted);
+    }
+
+    /// Nobody joins a channel before.
+    pub fn set_reactors(&self, wakes: Vec<Arc<Wake>>) {
+        self.lock().channels.set_reactors(wakes.len());
+        self.wakes.get_or_init(|| wakes);
+    }
+
+    fn wake(&self, wanted: Wanted) {
+        for (reactor, wake) in self.wakes.get().into_iter().flatten().enumerate() {
+            if wanted.0 & (1 << reactor) != 0 {
+                wake.wake();
+            }
+        }
+    }
+
+    /// One more member of the channel of `topics`, which goes on after `seen`, or where the streams are now.
+    pub fn join(self: &Arc<Self>, topics: &Arc<[Topic]>, seen: Option<Mark>, reactor: usize) -> Joined {
+        let mut inner = self.lock();
+        if inner.positions().is_none() {
+            return Joined::NotYet;
+        }
+        let mark = inner.mark();
+        let id = inner.channels.join(topics, reactor, mark);
+        let found = inner.channels.get(id).map(|channel| channel.find(seen, mark));
+        // A member that is dropped takes the lock.
+        drop(inner);
+        let member = Member { hub: Some(Arc::clone(self)), channel: id, reactor };
+        match found {
+            Some(Found::At(cursor)) => Joined::At { member, cursor, mark: seen.unwrap_or(mark) },
+            Some(Found::Before(floor)) => Joined::Before { member, floor },
+            Some(Found::Ahead) => Joined::Ahead(member),
+            Some(Found::Between) | None => Joined::Between,
+        }
+    }
+
+    pub fn leave(&self, channel: ChannelId, reactor: usize) {
+        self.lock().channels.leave(channel, reactor, Instant::now());
+    }
+
+    /// How far the streams are, once that is known.
+    pub fn mark(&self) -> Option<Mark> {
+        let inner = self.lock();
+        inner.positions().map(|_| inner.mark())
+    }
+
+    /// Looks at channels, and at how far the streams are.
+    pub fn channels<T>(&self, look: impl FnOnce(&mut Channels, Mark) -> T) -> T {
+        let mut inner = self.lock();
+        let mark = inner.mark();
+        look(&mut inner.channels, mark)
     }
 
     /// To all who follow a topic of this stream.
@@ -115,6 +182,12 @@ impl Hub {
         let topics: Vec<_> =
             inner.topics.keys().filter(|topic| Source::of_topic(topic) == source).cloned().collect();
         inner.deliver(&topics, 0, delivery);
+        let wanted = match delivery {
+            Delivery::Broken => inner.channels.break_off(source),
+            Delivery::Frame(_) | Delivery::Repaired => Wanted::default(),
+        };
+        drop(inner);
+        self.wake(wanted);
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -127,11 +200,16 @@ impl Inner {
         match source {
             Source::Events => &mut self.events,
             Source::Logs => &mut self.logs,
+            Source::Topics => &mut self.user_topics,
         }
     }
 
     fn positions(&self) -> Option<Positions> {
-        Some(Positions { events: self.events?, logs: self.logs? })
+        Some(Positions { events: self.events?, topics: self.user_topics?, logs: self.logs? })
+    }
+
+    fn mark(&self) -> Mark {
+        Mark { events: self.events.unwrap_or_default(), topics: self.user_topics.unwrap_or_default() }
     }
 
     /// Once to each, though it may follow several of the topics.
@@ -176,6 +254,50 @@ impl Outlet {
     }
 }
 
+/// What comes of joining a channel.
+#[derive(Debug)]
+pub enum Joined {
+    /// The streams are not known yet.
+    NotYet,
+    At {
+        member: Member,
+        cursor: u32,
+        /// What it has seen.
+        mark: Mark,
+    },
+    /// What it misses first is older than the ring, which begins after `floor`.
+    Before { member: Member, floor: Mark },
+    /// It has seen more than this node, or made it up.
+    Ahead(Member),
+    /// No cursor says what it has seen.
+    Between,
+}
+
+/// A place in a channel; dropping it leaves.
+#[derive(Debug)]
+pub struct Member {
+    /// None once the place is kept.
+    hub: Option<Arc<Hub>>,
+    pub channel: ChannelId,
+    pub reactor: usize,
+}
+
+impl Member {
+    /// The channel counts it until [`Hub::leave`].
+    pub fn keep(mut self) -> ChannelId {
+        self.hub = None;
+        self.channel
+    }
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        if let Some(hub) = &self.hub {
+            hub.leave(self.channel, self.reactor);
+        }
+    }
+}
+
 /// One viewer's place in the hub; dropping it leaves.
 #[derive(Debug)]
 pub struct Subscriber {
@@ -212,12 +334,16 @@ impl Drop for Subscriber {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use cratemill_protocol::bus::{self, DomainEvent, EventMessage};
+    use cratemill_protocol::{
+        JsonText,
+        bus::{self, DomainEvent, EventMessage, TopicMessage},
+    };
 
     fn hub() -> Arc<Hub> {
         let hub = Arc::new(Hub::default());
         hub.set_position(Source::Events, 10);
         hub.set_position(Source::Logs, 0);
+        hub.set_position(Source::Topics, 5);
         hub
     }
 
@@ -240,7 +366,7 @@ mod tests {
     async fn each_gets_what_it_follows_once_from_where_it_came() {
         let hub = hub();
         let (mut one, positions) = hub.subscribe(&topics(&["job.7", "builds", "crate.hexyl"])).unwrap();
-        assert_eq!(positions, Positions { events: 10, logs: 0 });
+        assert_eq!(positions, Positions { events: 10, topics: 5, logs: 0 });
         let (mut other, _) = hub.subscribe(&topics(&["queue"])).unwrap();
         hub.publish(Source::Events, 11, "event.job.hexyl.7", &payload());
         hub.publish(Source::Events, 12, "event.queue", &payload());
@@ -251,6 +377,26 @@ mod tests {
         assert!(one.is_empty() && other.is_empty());
         let (_, positions) = hub.subscribe(&topics(&["queue"])).unwrap();
         assert_eq!(positions.events, 13);
+    }
+
+    #[tokio::test]
+    async fn a_user_topic_has_messages_and_breaks_of_its_own_stream() {
+        let hub = hub();
+        let (mut one, _) = hub.subscribe(&topics(&["topic.a", "queue"])).unwrap();
+        let (mut other, _) = hub.subscribe(&topics(&["topic.b"])).unwrap();
+        let (topic, data) = ("topic.a".parse().unwrap(), JsonText::parse(b"1").unwrap());
+        let message = bus::encode(&TopicMessage { topic, at_ms: 0, data });
+        hub.publish(Source::Topics, 6, "topic.a", &message);
+        hub.publish(Source::Events, 11, "event.queue", &payload());
+        assert_eq!(next_sequence(&mut one).await, 6);
+        assert_eq!(next_sequence(&mut one).await, 11);
+        assert!(other.is_empty());
+        hub.tell(Source::Topics, &Delivery::Broken);
+        assert!(matches!(other.next().await, Some(Delivery::Broken)));
+        let (quiet, positions) = hub.subscribe(&topics(&["queue"])).unwrap();
+        assert_eq!(positions, Positions { events: 11, topics: 6, logs: 0 });
+        hub.tell(Source::Topics, &Delivery::Broken);
+        assert!(quiet.is_empty());
     }
 
     #[tokio::test]

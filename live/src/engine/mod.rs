@@ -1,14 +1,19 @@
 //! Topics, messages, positions: who gets what, from where, each once and in order. No HTTP here, and no dialect.
 
 pub mod archive;
+pub mod backfill;
+pub mod channel;
 pub mod feed;
 pub mod filter;
 pub mod frame;
 pub mod hub;
+pub mod memory;
 pub mod position;
 pub mod replay;
+pub mod seats;
 pub mod text;
 pub mod viewer;
+pub mod wake;
 
 use self::{archive::Archive, hub::Hub};
 use cratemill_protocol::{JobId, topic::Topic};
@@ -30,23 +35,39 @@ pub struct Engine {
 pub enum Source {
     Events,
     Logs,
+    /// What people publish.
+    Topics,
 }
 
 impl Source {
-    pub const ALL: [Self; 2] = [Self::Events, Self::Logs];
+    pub const ALL: [Self; 3] = [Self::Events, Self::Logs, Self::Topics];
 
     pub fn of_stream(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|source| source.stream() == name)
     }
 
     pub fn of_topic(topic: &Topic) -> Self {
-        if log_job(topic).is_some() { Self::Logs } else { Self::Events }
+        match topic {
+            Topic::JobLog(_) => Self::Logs,
+            Topic::User(_) => Self::Topics,
+            Topic::Job(_) | Topic::Crate(_) | Topic::Builds | Topic::Builders | Topic::Queue => Self::Events,
+        }
+    }
+
+    /// In metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Events => "events",
+            Self::Logs => "logs",
+            Self::Topics => "topics",
+        }
     }
 
     pub fn stream(self) -> &'static str {
         match self {
             Self::Events => cratemill_protocol::subjects::EVENTS_STREAM,
             Self::Logs => cratemill_protocol::subjects::LOGS_STREAM,
+            Self::Topics => cratemill_protocol::subjects::TOPICS_STREAM,
         }
     }
 
@@ -55,6 +76,7 @@ impl Source {
         match self {
             Self::Events => cratemill_protocol::subjects::EVENTS_ALL,
             Self::Logs => cratemill_protocol::subjects::LOGS_ALL,
+            Self::Topics => cratemill_protocol::subjects::TOPICS_ALL,
         }
     }
 }

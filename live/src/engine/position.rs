@@ -1,9 +1,9 @@
 //! How far a viewer is, and whether a message is the next one for it. Pure.
 //!
-//! Events have one number, their sequence in the stream. A log moves from the stream to the archive while it is being
+//! Events have one number, their sequence in the stream, and so have all user topics together. A log moves from the stream to the archive while it is being
 //! read, and there it has no sequences: so its cursor counts attempts and bytes too.
 
-use crate::engine::frame::LogPart;
+use crate::engine::{Source, frame::LogPart};
 use cratemill_protocol::{Attempt, JobId, bus::LogBody};
 use std::collections::BTreeMap;
 
@@ -11,8 +11,30 @@ use std::collections::BTreeMap;
 pub struct Position {
     /// Everything up to this sequence was delivered or is not for this viewer.
     pub events: u64,
+    /// The same of the stream of user topics; none where nobody follows one.
+    pub topics: Option<u64>,
     /// One for each log that is followed and has begun.
     pub logs: BTreeMap<JobId, LogCursor>,
+}
+
+impl Position {
+    /// How far it is in a stream whose topics share one sequence; a log has a cursor of its own.
+    pub fn of_stream(&mut self, source: Source) -> Option<&mut u64> {
+        match source {
+            Source::Events => Some(&mut self.events),
+            Source::Topics => self.topics.as_mut(),
+            Source::Logs => None,
+        }
+    }
+
+    /// Everything up to there was delivered or is not for this viewer. False if that was known.
+    pub fn reach(&mut self, source: Source, sequence: u64) -> bool {
+        let Some(reached) = self.of_stream(source).filter(|reached| **reached < sequence) else {
+            return false;
+        };
+        *reached = sequence;
+        true
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

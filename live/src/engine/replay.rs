@@ -11,7 +11,7 @@ use async_nats::jetstream::{
     stream::RawMessageErrorKind,
 };
 use bytes::Bytes;
-use cratemill_service::backoff::Backoff;
+use cratemill_service::{backoff::Backoff, streams::TOPIC_MESSAGES};
 use futures_util::StreamExt as _;
 use std::time::Duration;
 
@@ -32,14 +32,19 @@ pub struct Replay {
     next: u64,
     to: u64,
     open: Option<Open>,
+    /// As long as the stream is no further, no user topic has lost what was to be read.
+    safe_until: Option<u64>,
     backoff: Backoff,
 }
 
 #[derive(Debug)]
 pub enum Read {
     Message(Stored),
-    /// The stream does not have everything any more; what it has follows.
-    Expired,
+    /// The stream does not have everything any more; what it has follows, or came before.
+    Expired {
+        /// From here on there may be everything.
+        next: u64,
+    },
 }
 
 #[derive(Debug)]
@@ -102,11 +107,20 @@ impl Replay {
     /// Everything that matches `filter` after `from`, up to and with `to`.
     pub fn new(jetstream: &jetstream::Context, source: Source, filter: String, from: u64, to: u64) -> Self {
         let (jetstream, next) = (jetstream.clone(), from.saturating_add(1));
-        Self { jetstream, source, filter, next, to, open: None, backoff: backoff() }
+        Self { jetstream, source, filter, next, to, open: None, safe_until: None, backoff: backoff() }
     }
 
     /// None at the end of the range. It waits for as long as the bus is away.
     pub async fn next(&mut self) -> Option<Read> {
+        if let Some(read) = self.read_on().await {
+            return Some(read);
+        }
+        let safe_until = self.safe_until.take()?;
+        (bounds_at_last(&self.jetstream, self.source).await.last > safe_until)
+            .then_some(Read::Expired { next: self.next })
+    }
+
+    async fn read_on(&mut self) -> Option<Read> {
         while self.next <= self.to {
             match self.try_next().await {
                 Ok(Some(Read::Message(stored))) => {
@@ -129,12 +143,17 @@ impl Replay {
     async fn try_next(&mut self) -> anyhow::Result<Option<Read>> {
         if self.open.is_none() {
             let bounds = bounds(&self.jetstream, self.source).await?;
-            // Logs leave the stream one by one, for the archive; only events go by age.
-            if self.source == Source::Events && self.next < bounds.first {
+            // Logs leave the stream one by one, for the archive; the others go by age.
+            if self.source != Source::Logs && self.next < bounds.first {
                 self.next = bounds.first;
-                return Ok(Some(Read::Expired));
+                return Ok(Some(Read::Expired { next: self.next }));
             }
-            self.open = Some(self.reopen().await?);
+            let open = self.reopen().await?;
+            let pending = open.pending;
+            self.open = Some(open);
+            if self.source == Source::Topics && self.is_overfull(pending, bounds.last) {
+                return Ok(Some(Read::Expired { next: self.next }));
+            }
         }
         let Some(open) = &mut self.open else { return Ok(None) };
         if let Some(stored) = open.next().await? {
@@ -142,6 +161,16 @@ impl Replay {
         }
         self.check_end().await?;
         Ok(None)
+    }
+
+    /// A user topic loses its oldest message when it has more than are kept of one. What it lost was to be read only if
+    /// as many as are kept came after `next`: those that are pending, and those that come while they are read. Where
+    /// several topics are read it may be none that has so many.
+    fn is_overfull(&mut self, pending: u64, last: u64) -> bool {
+        let room = u64::from(TOPIC_MESSAGES).saturating_sub(pending);
+        let safe_until = last.saturating_add(room);
+        self.safe_until = Some(self.safe_until.map_or(safe_until, |safe| safe.min(safe_until)));
+        room == 0
     }
 
     /// A consumer's count of what is pending is an estimate while messages arrive; the stream itself knows.

@@ -69,6 +69,25 @@ pub enum DropReason {
     Broken,
 }
 
+/// Notices when a viewer has read the past. One that follows a log never has: it may go to the archive at any time.
+#[derive(Debug)]
+pub struct CaughtUp {
+    signs: usize,
+    logs: bool,
+}
+
+impl CaughtUp {
+    pub fn new(topics: &[Topic]) -> Self {
+        Self { signs: 0, logs: topics.iter().any(|topic| log_job(topic).is_some()) }
+    }
+
+    /// The first sign of life comes before the past, the second behind it.
+    pub fn is_now(&mut self, item: &Item) -> bool {
+        self.signs += usize::from(matches!(item.what, What::Alive));
+        self.signs == 2 && !self.logs
+    }
+}
+
 #[derive(Debug)]
 enum End {
     /// Nobody takes items any more.
@@ -112,6 +131,9 @@ impl Viewer {
             Since::After(position) => position,
             Since::Now | Since::Unreadable => Position { events: positions.events, ..Position::default() },
         };
+        // A position from before it followed any says nothing of user topics: they begin now.
+        let follows_users = topics.iter().any(|topic| Source::of_topic(topic) == Source::Topics);
+        position.topics = follows_users.then(|| position.topics.unwrap_or(positions.topics));
         position.logs.retain(|job, _| topics.contains(&Topic::JobLog(*job)));
         let mut viewer = Self { engine, topics, position, items };
         if let Err(End::Dropped(reason)) = viewer.follow(unreadable, subscriber, positions).await {
@@ -161,9 +183,10 @@ impl Viewer {
                 },
                 _ = heartbeat.tick() => {
                     // First the position, then the queue: what was published before is in the one or the other.
-                    let events = self.engine.hub.position(Source::Events);
-                    if let Some(events) = events.filter(|_| subscriber.is_empty()) {
-                        self.position.events = self.position.events.max(events);
+                    let positions = self.engine.hub.positions();
+                    if let Some(positions) = positions.filter(|_| subscriber.is_empty()) {
+                        self.position.reach(Source::Events, positions.events);
+                        self.position.reach(Source::Topics, positions.topics);
                     }
                     self.send(What::Alive).await?;
                 }
@@ -173,53 +196,52 @@ impl Viewer {
 
     /// Everything up to `until`.
     async fn catch_up(&mut self, until: Positions) -> Result<(), End> {
-        self.catch_up_events(until.events).await?;
+        self.catch_up_stream(Source::Events, until.events).await?;
+        self.catch_up_stream(Source::Topics, until.topics).await?;
         for job in self.log_jobs() {
             self.catch_up_log(job, until.logs).await?;
         }
         Ok(())
     }
 
-    async fn catch_up_events(&mut self, until: u64) -> Result<(), End> {
+    async fn catch_up_stream(&mut self, source: Source, until: u64) -> Result<(), End> {
         let jetstream = &self.engine.bus.jetstream;
         let topics: Vec<Topic> =
-            self.topics.iter().filter(|topic| log_job(topic).is_none()).cloned().collect();
+            self.topics.iter().filter(|topic| Source::of_topic(topic) == source).cloned().collect();
         let filters: Vec<String> = topics.iter().map(|topic| topic.source().1).collect();
         let Some(filter) = cover(&filters) else { return Ok(()) };
-        if self.position.events > until
-            && self.position.events > replay::bounds_at_last(jetstream, Source::Events).await.last
-        {
-            self.position.events = until;
+        let Some(reached) = self.position.of_stream(source) else { return Ok(()) };
+        if *reached > until && *reached > replay::bounds_at_last(jetstream, source).await.last {
+            *reached = until;
             return self.reset(&topics, ResetReason::Unknown).await;
         }
-        if self.position.events >= until {
+        if *reached >= until {
             return Ok(());
         }
-        metrics::replay("events");
-        let mut replay = Replay::new(jetstream, Source::Events, filter, self.position.events, until);
+        metrics::replay(source.name());
+        let mut replay = Replay::new(jetstream, source, filter, *reached, until);
         while let Some(read) = replay.next().await {
             match read {
-                Read::Expired => self.reset(&topics, ResetReason::Expired).await?,
+                Read::Expired { .. } => self.reset(&topics, ResetReason::Expired).await?,
                 Read::Message(stored) => {
                     if filters.iter().any(|filter| subjects::matches(filter, &stored.subject))
-                        && let Some(frame) = Frame::decode(Source::Events, stored.sequence, &stored.payload)
+                        && let Some(frame) = Frame::decode(source, stored.sequence, &stored.payload)
                     {
                         self.deliver(Arc::new(frame)).await?;
                     }
                 }
             }
         }
-        self.position.events = until;
+        self.position.reach(source, until);
         Ok(())
     }
 
     async fn deliver(&mut self, frame: Arc<Frame>) -> Result<(), End> {
         match &frame.message {
-            Message::Event(_) => {
-                if frame.sequence <= self.position.events {
+            Message::Event(_) | Message::User(_) => {
+                if !self.position.reach(frame.message.source(), frame.sequence) {
                     return Ok(());
                 }
-                self.position.events = frame.sequence;
             }
             Message::Log(part) => {
                 let mut verdict = self.cursor(part.job).judge(frame.sequence, part);

@@ -67,6 +67,8 @@ async fn what_is_gone_is_said(pool: PgPool) {
     for number in 1..=10 {
         farm.queue_event(number).await;
     }
+    // Now the node knows of all, and has them in no ring that is asked for below.
+    assert_eq!(Viewer::resume(&node, &["queue", "builders"], "0").await.queue_numbers(10).await.len(), 10);
     let stream = farm.bus.jetstream.get_stream(subjects::EVENTS_STREAM).await.unwrap();
     stream.purge().sequence(6).await.unwrap();
     let mut expired = Viewer::resume(&node, &["queue"], "2").await;

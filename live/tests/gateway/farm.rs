@@ -113,6 +113,15 @@ impl Farm {
     }
 
     pub(crate) async fn job_event(&self, krate: &str, job: i64, number: u64) -> u64 {
+        self.job_event_that_says(krate, job, number.to_string()).await
+    }
+
+    /// With a message that begins with its number.
+    pub(crate) async fn long_job_event(&self, number: u64, text: &str) -> u64 {
+        self.job_event_that_says("hexyl", 1, format!("{number} {text}")).await
+    }
+
+    async fn job_event_that_says(&self, krate: &str, job: i64, message: String) -> u64 {
         let krate = CrateName::parse(krate).unwrap();
         let event = JobChanged {
             job: JobId(job),
@@ -127,7 +136,7 @@ impl Farm {
             stage: None,
             builder: None,
             failure: None,
-            message: Some(number.to_string()),
+            message: Some(message),
         };
         self.event(&subjects::job_event(&krate, JobId(job)), DomainEvent::Job(event)).await
     }
@@ -209,6 +218,15 @@ impl Node {
         let text = reqwest::get(format!("{}/metrics", self.url)).await.unwrap().text().await.unwrap();
         let line = text.lines().find_map(|line| line.strip_prefix(start));
         line.map_or(0.0, |value| value.trim().parse().unwrap())
+    }
+
+    pub(crate) async fn metric_is(&self, start: &str, expected: f64) {
+        let reached = async {
+            while (self.metric(start).await - expected).abs() > 0.5 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, reached).await.unwrap_or_else(|_| panic!("{start} is not {expected}"));
     }
 
     pub(crate) async fn metric_reaches(&self, start: &str, least: f64) {

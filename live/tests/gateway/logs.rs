@@ -6,6 +6,7 @@ use crate::{
     viewer::{Viewer, request},
 };
 use cratemill_protocol::{JobId, JobState, Stage, bus::LogBody};
+use cratemill_stack::ports::Port;
 use serde_json::json;
 use sqlx::PgPool;
 
@@ -153,9 +154,10 @@ async fn a_queued_job_waits_and_an_unknown_one_is_not_found(pool: PgPool) {
 #[sqlx::test(migrations = "../migrations")]
 async fn without_the_database_events_go_on_and_logs_have_to_wait(pool: PgPool) {
     let farm = Farm::start(pool).await;
-    // A port that is reserved by nobody and listened on by nobody: the connection is refused at once.
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let node = farm.node_with(&[("DATABASE_URL", &format!("postgres://u@{nobody}/d"))]).await;
+    // Reserved until the end, and listened on by nobody: the connection is refused at once.
+    let nobody = Port::reserve().unwrap();
+    let url = format!("postgres://u@{}/d", nobody.address());
+    let node = farm.node_with(&[("DATABASE_URL", &url)]).await;
     let mut viewer = Viewer::open(&node, &["queue"]).await;
     farm.queue_event(1).await;
     assert_eq!(viewer.queue_numbers(1).await, [1]);

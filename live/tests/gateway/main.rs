@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of a test fail as the test does")]
 
+mod access;
 mod drain;
 mod events;
 mod farm;
@@ -9,6 +10,10 @@ mod limits;
 mod logs;
 mod outage;
 mod proxy;
+mod publisher;
 mod schedule;
 mod slow;
+mod sockets;
+mod topics;
 mod viewer;
+mod websocket;

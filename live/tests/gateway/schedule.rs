@@ -1,13 +1,17 @@
 //! Random schedules: whatever viewers and publishers do, each viewer sees each event of its topics once and in order.
 
-use crate::{farm::Farm, viewer::Viewer};
+use crate::{
+    farm::{Farm, Node},
+    publisher,
+    viewer::Viewer,
+};
 use cratemill_protocol::JobId;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use sqlx::PgPool;
 
 const STEPS: usize = 150;
 const VIEWERS: usize = 6;
-const TOPICS: [&str; 4] = ["queue", "builds", "job.1", "crate.bat"];
+const TOPICS: [&str; 5] = ["queue", "builds", "job.1", "crate.bat", "topic.a"];
 
 /// What a viewer follows, what it must have seen, and what it has.
 struct Follower {
@@ -24,7 +28,7 @@ impl Follower {
         self.topics.iter().any(|t| t == topic)
     }
 
-    async fn connect(&mut self, node: &crate::farm::Node) {
+    async fn connect(&mut self, node: &Node) {
         let topics: Vec<&str> = self.topics.iter().map(String::as_str).collect();
         self.connected = Some(Viewer::resume(node, &topics, &self.last_id).await);
     }
@@ -37,6 +41,7 @@ impl Follower {
             self.seen.push(match &*event.name {
                 "queue" => event.data["queued"].to_string(),
                 "job" => event.data["message"].as_str().unwrap().to_owned(),
+                "message" => format!("user {}", event.data["data"]),
                 "log" => event.data["text"].as_str().unwrap().to_owned(),
                 other => panic!("unexpected {other}: {}", event.data),
             });
@@ -51,14 +56,15 @@ async fn every_schedule_shows_each_event_once_and_in_order(pool: PgPool) {
     println!("SCHEDULE_SEED={seed}");
     let mut random = StdRng::seed_from_u64(seed);
     let mut farm = Farm::start(pool).await;
-    let nodes = [farm.node().await, farm.node().await];
+    let nodes = [publisher::node(&farm).await, publisher::node(&farm).await];
     let log = farm.job(1).await;
     let mut offset = 0;
     let mut followers: Vec<Follower> = (0..VIEWERS).map(|_| follower(&mut random, log)).collect();
     for step in 0..STEPS {
         let number = step.to_string();
         match random.random_range(0..100) {
-            0..25 => publish(&farm, &mut followers, "queue", &number).await,
+            0..10 => publish_as_user(&nodes, &mut random, &mut followers, &number).await,
+            10..25 => publish(&farm, &mut followers, "queue", &number).await,
             25..40 => publish(&farm, &mut followers, "job.1", &number).await,
             40..55 => publish(&farm, &mut followers, "crate.bat", &number).await,
             55..70 => {
@@ -92,17 +98,19 @@ async fn every_schedule_shows_each_event_once_and_in_order(pool: PgPool) {
             follower.connect(&nodes[number % nodes.len()]).await;
         }
         follower.read_to(follower.expected.len()).await;
-        // Events and logs are two streams: each is in order, and between them there is none.
-        let split = |all: &[String]| -> (Vec<String>, Vec<String>) {
-            all.iter().cloned().partition(|text| text.starts_with("log"))
-        };
-        assert_eq!(
-            split(&follower.seen),
-            split(&follower.expected),
-            "viewer {number}, {:?}",
-            follower.topics
-        );
+        // Events, logs and user topics are three streams: each is in order, and between them there is none.
+        for stream in ["log", "user", "event"] {
+            let of = |all: &[String]| -> Vec<String> {
+                all.iter().filter(|text| stream_of(text) == stream).cloned().collect()
+            };
+            let topics = &follower.topics;
+            assert_eq!(of(&follower.seen), of(&follower.expected), "viewer {number}, {stream}, {topics:?}");
+        }
     }
+}
+
+fn stream_of(text: &str) -> &'static str {
+    ["log", "user"].into_iter().find(|start| text.starts_with(start)).unwrap_or("event")
 }
 
 fn follower(random: &mut StdRng, log: JobId) -> Follower {
@@ -113,8 +121,19 @@ fn follower(random: &mut StdRng, log: JobId) -> Follower {
         topics.push(format!("job.{log}.log"));
     }
     // From the start of the streams: what is published before it connects is its own too.
-    let last_id = "0".to_owned();
+    let last_id = "0.0".to_owned();
     Follower { topics, follows_log, expected: Vec::new(), seen: Vec::new(), last_id, connected: None }
+}
+
+/// At any node, again until it is answered, and now and then once more.
+async fn publish_as_user(nodes: &[Node], random: &mut StdRng, followers: &mut [Follower], number: &str) {
+    for _ in 0..=u8::from(random.random_bool(0.3)) {
+        let node = &nodes[random.random_range(0..nodes.len())];
+        publisher::taken(|| publisher::publish(node, "topic.a", number, number.to_owned())).await;
+    }
+    for follower in followers.iter_mut().filter(|follower| follower.follows("topic.a")) {
+        follower.expected.push(format!("user {number}"));
+    }
 }
 
 async fn publish(farm: &Farm, followers: &mut [Follower], topic: &str, number: &str) {

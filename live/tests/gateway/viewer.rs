@@ -31,7 +31,7 @@ impl Viewer {
         Self::answer(request(node, topics).header("last-event-id", last_id), last_id.to_owned()).await
     }
 
-    async fn answer(request: reqwest::RequestBuilder, last_id: String) -> Self {
+    pub(crate) async fn answer(request: reqwest::RequestBuilder, last_id: String) -> Self {
         let response = tokio::time::timeout(PATIENCE, request.send()).await.unwrap().unwrap();
         assert_eq!(response.status(), 200);
         let mut this = Self { response, buffer: Vec::new(), last_id };

@@ -10,7 +10,7 @@ use crate::{
 use bytes::{BufMut as _, Bytes, BytesMut};
 use cratemill_protocol::{
     Attempt, JobState, Stage,
-    bus::{DomainEvent, EventMessage, LogBody},
+    bus::{DomainEvent, EventMessage, LogBody, TopicMessage},
     topic::Topic,
 };
 use serde::Serialize;
@@ -46,10 +46,13 @@ pub fn item(item: &Item, out: &mut BytesMut) {
             let topic = topic.to_string();
             out.put_slice(&event("reset", &Reset { topic, reason: reset_reason(*reason) }));
         }
-        What::Dropped(reason) => {
-            out.put_slice(&event("dropped", &Dropped { reason: drop_reason(*reason) }));
-        }
+        What::Dropped(reason) => out.put_slice(&dropped(*reason)),
     }
+}
+
+/// Without an id: the last that came is where to go on.
+pub fn dropped(reason: DropReason) -> Bytes {
+    event("dropped", &Dropped { reason: drop_reason(reason) })
 }
 
 /// Without an id.
@@ -58,6 +61,7 @@ pub fn message(message: &Message) -> Bytes {
         Message::Event(EventMessage { at_ms, event: what }) => {
             event(event_name(what), &Event { what, at_ms: *at_ms })
         }
+        Message::User(message) => published(message),
         Message::Log(LogPart { job, attempt, body }) => {
             let (topic, attempt) = (Topic::JobLog(*job).to_string(), *attempt);
             match body {
@@ -98,6 +102,11 @@ pub fn drop_reason(reason: DropReason) -> &'static str {
         DropReason::Slow => "slow",
         DropReason::Broken => "broken",
     }
+}
+
+/// What was published stands in it as it was published: a topic's text needs no escapes, and JSON text has one line.
+fn published(TopicMessage { topic, at_ms, data }: &TopicMessage) -> Bytes {
+    format!("event: message\ndata: {{\"topic\":\"{topic}\",\"at_ms\":{at_ms},\"data\":{data}}}\n\n").into()
 }
 
 /// JSON has no raw line breaks: one `data:` line holds it.
@@ -156,7 +165,7 @@ mod tests {
         position::{LogCursor, Position},
     };
     use cratemill_protocol::{
-        BuilderId, CrateName, Features, JobId, Kind, Priority, Target, VersionId,
+        BuilderId, CrateName, Features, JobId, JsonText, Kind, Priority, Target, VersionId,
         bus::{BuilderState, JobChanged, VersionChange, VersionChanged},
     };
     use std::sync::Arc;
@@ -239,9 +248,22 @@ mod tests {
     }
 
     #[test]
+    fn what_people_publish_golden() {
+        let (topic, data) =
+            ("topic.team.deploys".parse().unwrap(), b"{ \"z\": 1.0e400,\n\"a\": \"\\u00fc\\n \" }");
+        let data = JsonText::parse(data).unwrap();
+        let frame = Message::User(TopicMessage { topic, at_ms: 1_700_000_000_123, data });
+        assert_eq!(
+            message(&frame),
+            "event: message\ndata: {\"topic\":\"topic.team.deploys\",\"at_ms\":1700000000123,\
+             \"data\":{\"z\":1.0e400,\"a\":\"\\u00fc\\n \"}}\n\n"
+        );
+    }
+
+    #[test]
     fn items_golden() {
         let cursor = LogCursor { attempt: Attempt(2), offset: 3, ended: false, sequence: 40 };
-        let position = Position { events: 9, logs: [(JobId(7), cursor)].into() };
+        let position = Position { events: 9, topics: None, logs: [(JobId(7), cursor)].into() };
         let body = LogBody::Stage { stage: Stage::Upload, offset: 0 };
         let part = LogPart { job: JobId(7), attempt: Attempt(2), body };
         let frame = Arc::new(Frame::new(40, Message::Log(part)));

@@ -1,10 +1,11 @@
 //! Our own dialect: topics by name, events as JSON. Pure.
 //!
-//! Every topic of it is public, so that a subscription that parses is allowed; that a log's job exists is asked of the
-//! database by whoever serves the subscription.
+//! A subscription that parses may name private topics, and logs of jobs that do not exist: whoever serves it asks
+//! [`crate::auth`] and the database.
 
 pub mod encode;
 pub mod id;
 pub mod subscription;
+pub mod ws;
 
 pub use subscription::Subscription;

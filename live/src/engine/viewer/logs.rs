@@ -30,7 +30,7 @@ impl Viewer {
         self.settle(job, Wanted::UntilFirstOnBus).await?;
         let from = self.cursor(job).sequence;
         if from < until {
-            metrics::replay("logs");
+            metrics::replay(Source::Logs.name());
             let filter = subjects::log_of_job(job);
             let mut replay = Replay::new(&self.engine.bus.jetstream, Source::Logs, filter, from, until);
             while let Some(read) = replay.next().await {

@@ -1,0 +1,197 @@
+//! Reads what a channel's ring does not reach back to, once for all who ask for it.
+//!
+//! Whoever misses something older says so and waits for its turn; the one whose turn it is reads from the oldest place that
+//! anybody named, and puts it into the ring for all of them. What would not fit there is not read: those viewers read the
+//! stream on their own.
+
+use crate::{
+    engine::{
+        Source,
+        channel::{ChannelId, Entry, Mark},
+        filter::cover,
+        frame::Frame,
+        hub::Hub,
+        replay::{Read, Replay},
+    },
+    metrics,
+};
+use async_nats::jetstream;
+use cratemill_protocol::{subjects, topic::Topic};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+use tokio::{
+    sync::{Mutex as Turn, Semaphore},
+    time::timeout,
+};
+
+/// Messages that one reading brings back.
+const MAX_MESSAGES: usize = 16_384;
+/// And their bytes.
+const MAX_BYTES: usize = 8 << 20;
+/// Readings at once: each has a consumer of its own on the bus.
+const READINGS: usize = 16;
+/// Who cannot begin by then reads on its own.
+const READINGS_PATIENCE: Duration = Duration::from_millis(500);
+/// A bus that is away must not keep a turn for ever.
+const READING: Duration = Duration::from_secs(30);
+
+#[derive(Debug)]
+pub struct Backfills {
+    jetstream: jetstream::Context,
+    readings: Semaphore,
+    wanted: Mutex<HashMap<ChannelId, Arc<Wanted>>>,
+}
+
+/// What is missed of one channel.
+#[derive(Debug, Default)]
+struct Wanted {
+    /// The oldest place that those who wait have named.
+    from: Mutex<Option<Mark>>,
+    turn: Arc<Turn<()>>,
+}
+
+impl Wanted {
+    fn want(&self, seen: Mark) {
+        let mut from = self.from();
+        *from = Some(from.map_or(seen, |from| from.least(seen)));
+    }
+
+    fn from(&self) -> MutexGuard<'_, Option<Mark>> {
+        self.from.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One who waits, also if it stops waiting; the last one leaves nothing behind.
+struct Waiting<'a> {
+    all: &'a Backfills,
+    channel: ChannelId,
+    wanted: Arc<Wanted>,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        let mut all = self.all.lock();
+        // Ours and that of the map.
+        if Arc::strong_count(&self.wanted) <= 2 {
+            all.remove(&self.channel);
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// The ring reaches back further, or somebody else's reading was in between: look again.
+    Done,
+    /// It is more than a ring is for, or the stream has not everything any more.
+    TooMuch,
+}
+
+impl Backfills {
+    pub fn new(jetstream: jetstream::Context) -> Self {
+        Self { jetstream, readings: Semaphore::new(READINGS), wanted: Mutex::default() }
+    }
+
+    /// Brings back what came after `seen`, while the ring begins after `floor`; the caller is a member of the channel.
+    ///
+    /// The reading goes on where the caller stops waiting: it is for the others too.
+    pub async fn read(
+        self: &Arc<Self>,
+        hub: &Arc<Hub>,
+        channel: ChannelId,
+        topics: &Arc<[Topic]>,
+        seen: Mark,
+        floor: Mark,
+    ) -> Outcome {
+        let waiting =
+            Waiting { all: self, channel, wanted: Arc::clone(self.lock().entry(channel).or_default()) };
+        waiting.wanted.want(seen);
+        let turn = Arc::clone(&waiting.wanted.turn).lock_owned().await;
+        let state = hub.channels(|channels, _| {
+            channels
+                .get(channel)
+                .map(|channel| (channel.ring.floor(), channel.ring.popped, channel.sources.len()))
+        });
+        let Some((now, popped, sources)) = state else { return Outcome::TooMuch };
+        if now != floor {
+            return Outcome::Done;
+        }
+        if popped && sources > 1 {
+            // Read again, two streams come in another order, and old cursors would stand for other messages.
+            return Outcome::TooMuch;
+        }
+        let from = waiting.wanted.from().take().unwrap_or(seen);
+        let (all, hub, topics) = (Arc::clone(self), Arc::clone(hub), Arc::clone(topics));
+        let reading = tokio::spawn(async move {
+            let _turn = turn;
+            let read = all.fetch(&hub, channel, &topics, from, floor);
+            let outcome = timeout(READING, read).await.unwrap_or(Outcome::TooMuch);
+            if outcome == Outcome::Done || from == seen {
+                return outcome;
+            }
+            // Somebody else missed more than a ring holds.
+            let read = all.fetch(&hub, channel, &topics, seen, floor);
+            timeout(READING, read).await.unwrap_or(Outcome::TooMuch)
+        });
+        reading.await.unwrap_or(Outcome::TooMuch)
+    }
+
+    /// What came after `from` in a stream whose part of the ring begins later.
+    async fn fetch(
+        &self,
+        hub: &Hub,
+        channel: ChannelId,
+        topics: &[Topic],
+        from: Mark,
+        until: Mark,
+    ) -> Outcome {
+        let Ok(Ok(_permit)) = timeout(READINGS_PATIENCE, self.readings.acquire()).await else {
+            return Outcome::TooMuch;
+        };
+        // A floor goes back, or stays.
+        let from = from.least(until);
+        let (mut read, mut bytes, mut mark) = (Vec::new(), 0, until);
+        for source in Source::ALL {
+            if topics.iter().any(|topic| Source::of_topic(topic) == source) {
+                mark.set(source, from.get(source));
+            }
+        }
+        let floor = mark;
+        for source in Source::ALL {
+            let filters: Vec<String> = topics
+                .iter()
+                .filter(|topic| Source::of_topic(topic) == source)
+                .map(|topic| topic.source().1)
+                .collect();
+            let Some(filter) = cover(&filters) else { continue };
+            if mark.get(source) >= until.get(source) {
+                continue;
+            }
+            metrics::replay("shared");
+            let mut replay =
+                Replay::new(&self.jetstream, source, filter, mark.get(source), until.get(source));
+            while let Some(next) = replay.next().await {
+                let Read::Message(stored) = next else { return Outcome::TooMuch };
+                bytes += stored.payload.len();
+                if read.len() >= MAX_MESSAGES || bytes > MAX_BYTES {
+                    return Outcome::TooMuch;
+                }
+                if filters.iter().any(|filter| subjects::matches(filter, &stored.subject))
+                    && let Some(frame) = Frame::decode(source, stored.sequence, &stored.payload)
+                {
+                    mark.set(source, stored.sequence);
+                    read.push((Entry { source, frame: Arc::new(frame), mark }, stored.payload.len()));
+                }
+            }
+            mark.set(source, until.get(source));
+        }
+        hub.channels(|channels, _| channels.prepend(channel, floor, until, read, Instant::now()));
+        Outcome::Done
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<ChannelId, Arc<Wanted>>> {
+        self.wanted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,213 @@
+//! Open connections that wait for something to happen: sockets taken over from the HTTP server, in a table.
+//!
+//! ```text
+//! hub: a channel has news -> wake -> turn: for each such channel, one write to each member with all that is due -> rest
+//! epoll: a socket takes bytes again, says something, or is gone
+//! sweep: signs of life for those that got nothing, an end for those that take nothing
+//! WebSocket: a subscription -> Ask, for a task that can wait for the bus -> Answer
+//! ```
+//! A connection that waits has a descriptor, a place in its channel, and no buffer. After a turn a reactor rests for a
+//! multiple of what the turn took, so that at high rates more is due in each write: the call is what costs.
+
+mod deliver;
+mod run;
+mod say;
+mod socket;
+mod table;
+mod talk;
+
+use self::table::SlotId;
+use crate::{
+    auth::Holder,
+    engine::{
+        channel::Mark,
+        hub::{Hub, Member},
+        seats::{Seat, Seats},
+        viewer::{ResetReason, Since},
+        wake::Wake,
+    },
+};
+use anyhow::Context as _;
+use bytes::Bytes;
+use cratemill_protocol::topic::Topic;
+use futures_util::future::try_join_all;
+use std::{
+    net::TcpStream,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+use tokio::{
+    sync::{OwnedSemaphorePermit, mpsc, oneshot},
+    task::AbortHandle,
+};
+
+/// A connection for a reactor.
+#[derive(Debug)]
+pub struct Parking {
+    pub stream: TcpStream,
+    pub seat: Seat,
+    /// To be written before anything else.
+    pub owed: Bytes,
+    pub kind: Kind,
+}
+
+#[derive(Debug)]
+pub enum Kind {
+    /// A stream of events; the reactor that the member was counted for gets the connection.
+    Events {
+        member: Member,
+        /// The next message for it.
+        cursor: u32,
+    },
+    /// A WebSocket, which says what it wants when it is open.
+    WebSocket {
+        reactor: usize,
+        holder: Arc<Holder>,
+        /// What came behind the handshake.
+        early: Bytes,
+    },
+}
+
+/// A connection that asked for something: its slot may be another's by the time of the answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Who {
+    pub reactor: usize,
+    slot: SlotId,
+    serial: u32,
+}
+
+/// A subscription for somebody who can wait to look into.
+#[derive(Debug)]
+pub struct Ask {
+    pub who: Who,
+    pub topic: Topic,
+    pub since: Since,
+}
+
+#[derive(Debug)]
+pub enum Answer {
+    /// What comes from `cursor` on goes to the connection, which has seen everything up to `mark`.
+    Joined { topic: Topic, member: Member, cursor: u32, mark: Mark, reset: Option<ResetReason> },
+    /// A task reads for it, for as long as the guard is kept.
+    Followed { topic: Topic, task: Task },
+    /// Whole messages of such a task, which says no more before a few of them are written.
+    Said { topic: Topic, bytes: Bytes, room: OwnedSemaphorePermit },
+    /// Nothing comes of it, or nothing more.
+    Ended { topic: Topic, bytes: Bytes },
+}
+
+/// Dropping it ends the task.
+#[derive(Debug)]
+pub struct Task(pub AbortHandle);
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// There is at most one of the first for each seat, a few answers for each WebSocket, and the others come once.
+#[derive(Debug)]
+enum Command {
+    Park(Parking),
+    Answer(Who, Answer),
+    /// All are told to go.
+    Drain,
+    /// Nobody comes any more: whoever does not take its last bytes soon is cut off.
+    End,
+}
+
+#[derive(Debug)]
+struct Handle {
+    inbox: std::sync::mpsc::Sender<Command>,
+    wake: Arc<Wake>,
+}
+
+#[derive(Debug)]
+pub struct Reactors {
+    handles: Vec<Handle>,
+    next: AtomicUsize,
+}
+
+impl Reactors {
+    /// Each on a thread of its own. The future ends when all threads have ended; an error says that one did by itself.
+    pub fn start(
+        count: usize,
+        hub: &Arc<Hub>,
+        seats: &Arc<Seats>,
+        asks: &mpsc::UnboundedSender<Ask>,
+        heartbeat: Duration,
+    ) -> anyhow::Result<(Arc<Self>, impl Future<Output = anyhow::Result<()>> + Send + use<>)> {
+        let wakes: Vec<_> =
+            (0..count).map(|_| Wake::new().map(Arc::new)).collect::<Result<_, _>>().context("no eventfd")?;
+        hub.set_reactors(wakes.clone());
+        let (mut handles, mut ends) = (Vec::new(), Vec::new());
+        for (number, wake) in wakes.into_iter().enumerate() {
+            let (inbox, commands) = std::sync::mpsc::channel();
+            let (end, ended) = oneshot::channel();
+            let shared = run::Shared {
+                hub: Arc::clone(hub),
+                seats: Arc::clone(seats),
+                asks: asks.clone(),
+                wake: Arc::clone(&wake),
+            };
+            let reactor =
+                run::Reactor::new(number, shared, commands, heartbeat).context("cannot make a reactor")?;
+            // A panic drops the sender.
+            let run = move || drop(end.send(reactor.run()));
+            std::thread::Builder::new().name(format!("reactor-{number}")).spawn(run)?;
+            handles.push(Handle { inbox, wake });
+            ends.push(ended);
+        }
+        // The first that goes wrong, whichever it is.
+        let ended = async {
+            let each = ends.into_iter().map(async |end| end.await.context("a reactor died")?);
+            try_join_all(each).await.map(drop)
+        };
+        Ok((Arc::new(Self { handles, next: AtomicUsize::new(0) }), ended))
+    }
+
+    /// The number of the reactor whose turn it is to get a connection.
+    pub fn choose(&self) -> usize {
+        self.next.fetch_add(1, Ordering::Relaxed) % self.handles.len().max(1)
+    }
+
+    pub fn park(&self, parking: Parking) {
+        let reactor = match &parking.kind {
+            Kind::Events { member, .. } => member.reactor,
+            Kind::WebSocket { reactor, .. } => *reactor,
+        };
+        if let Some(handle) = self.handles.get(reactor) {
+            handle.send(Command::Park(parking));
+        }
+    }
+
+    pub fn answer(&self, who: Who, answer: Answer) {
+        if let Some(handle) = self.handles.get(who.reactor) {
+            handle.send(Command::Answer(who, answer));
+        }
+    }
+
+    pub fn drain(&self) {
+        for handle in &self.handles {
+            handle.send(Command::Drain);
+        }
+    }
+
+    pub fn end(&self) {
+        for handle in &self.handles {
+            handle.send(Command::End);
+        }
+    }
+}
+
+impl Handle {
+    fn send(&self, command: Command) {
+        // A reactor that is gone ends the process.
+        let _ = self.inbox.send(command);
+        self.wake.wake();
+    }
+}

@@ -1,0 +1,152 @@
+//! Looks into what WebSockets ask for: that may take the bus, the database or a while, and a reactor waits for nobody.
+
+use super::frames;
+use crate::{
+    dialects::native::{Subscription, ws},
+    engine::{
+        log_job,
+        viewer::{CaughtUp, Item, Start, Viewer, What},
+    },
+    metrics,
+    reactor::{Answer, Ask, Task, Who},
+    sse::{
+        Gateway,
+        park::{self, Found},
+    },
+};
+use bytes::{Bytes, BytesMut};
+use cratemill_protocol::topic::Topic;
+use std::sync::Arc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+/// Looked into at once; the others wait, a few for each connection.
+const AT_ONCE: usize = 256;
+/// Items of a log that are ready for one connection.
+const ITEMS: usize = 32;
+/// A piece of a log for a reactor holds no more than this and one item.
+const SAID_BYTES: usize = 64 * 1024;
+/// Pieces that a connection has not taken yet.
+const UNTAKEN: usize = 2;
+
+/// Until nobody asks any more, or the process drains: then the connections are told, and nothing is begun.
+pub async fn run(gateway: Gateway, mut asks: mpsc::UnboundedReceiver<Ask>, shutdown: CancellationToken) {
+    let (tasks, at_once) = (TaskTracker::new(), Arc::new(Semaphore::new(AT_ONCE)));
+    loop {
+        let permit = tokio::select! {
+            permit = Arc::clone(&at_once).acquire_owned() => permit,
+            () = shutdown.cancelled() => break,
+        };
+        let ask = tokio::select! {
+            ask = asks.recv() => ask,
+            () = shutdown.cancelled() => break,
+        };
+        let (Some(ask), Ok(permit)) = (ask, permit) else { break };
+        let gateway = gateway.clone();
+        tasks.spawn(async move {
+            look_into(&gateway, ask).await;
+            drop(permit);
+        });
+    }
+    // Tasks of logs end with their connections.
+}
+
+async fn look_into(gateway: &Gateway, Ask { who, topic, since }: Ask) {
+    if let Some(job) = log_job(&topic) {
+        match gateway.engine.archive.knows(job).await {
+            Ok(true) => {}
+            Ok(false) => return refuse(gateway, who, topic, "there is no such job"),
+            Err(error) => {
+                tracing::warn!(%job, %error, "cannot look for a job");
+                return refuse(gateway, who, topic, "the database is away, logs have to wait");
+            }
+        }
+    }
+    let subscription = Subscription { topics: [topic.clone()].into(), since };
+    match park::find(gateway, &subscription).await {
+        Found::Place(place) => {
+            let (member, cursor, mark, reset) = place.into_parts();
+            gateway.reactors.answer(who, Answer::Joined { topic, member, cursor, mark, reset });
+        }
+        Found::NotYet => refuse(gateway, who, topic, "the bus is away, try again"),
+        Found::None => follow(gateway, who, topic, subscription),
+    }
+}
+
+fn refuse(gateway: &Gateway, who: Who, topic: Topic, why: &str) {
+    metrics::refused("topic");
+    let bytes = text(&ws::error(Some(&topic), why));
+    gateway.reactors.answer(who, Answer::Ended { topic, bytes });
+}
+
+/// A task reads for the connection, and ends with it.
+fn follow(gateway: &Gateway, who: Who, topic: Topic, subscription: Subscription) {
+    let Ok(place) = Arc::clone(&gateway.followers).try_acquire_owned() else {
+        return refuse(gateway, who, topic, "too many viewers read the past here, try again");
+    };
+    let Some((subscriber, positions)) = gateway.engine.hub.subscribe(&subscription.topics) else {
+        return refuse(gateway, who, topic, "the bus is away, try again");
+    };
+    let Subscription { topics, since } = subscription;
+    let (sender, items) = mpsc::channel(ITEMS);
+    let start = Start { topics, since, subscriber, positions };
+    let viewer = Viewer::run(Arc::clone(&gateway.engine), start, sender);
+    let pass_on = pass_on(gateway.clone(), who, topic.clone(), items, place);
+    // It says nothing before the guard is with the connection.
+    let (go, gone) = oneshot::channel::<()>();
+    let task = tokio::spawn(async move {
+        if gone.await.is_ok() {
+            tokio::join!(viewer, pass_on);
+        }
+    });
+    gateway.reactors.answer(who, Answer::Followed { topic, task: Task(task.abort_handle()) });
+    let _ = go.send(());
+}
+
+async fn pass_on(
+    gateway: Gateway,
+    who: Who,
+    topic: Topic,
+    mut items: mpsc::Receiver<Item>,
+    place: OwnedSemaphorePermit,
+) {
+    let (mut place, mut caught_up) = (Some(place), CaughtUp::new(std::slice::from_ref(&topic)));
+    let untaken = Arc::new(Semaphore::new(UNTAKEN));
+    let mut subscribed = false;
+    while let Some(item) = items.recv().await {
+        let mut out = BytesMut::new();
+        let mut next = Some(item);
+        let mut count = 0;
+        while let Some(item) = next {
+            if !std::mem::replace(&mut subscribed, true) {
+                frames::put_text(&ws::subscribed(&topic, &item.position), &mut out);
+            }
+            if let What::Dropped(reason) = &item.what {
+                metrics::dropped(crate::dialects::native::encode::drop_reason(*reason));
+            }
+            if caught_up.is_now(&item) {
+                place = None;
+            }
+            if let Some(message) = ws::item(&topic, &item) {
+                frames::put_text(&message, &mut out);
+                count += 1;
+            }
+            next = if out.len() < SAID_BYTES { items.try_recv().ok() } else { None };
+        }
+        if out.is_empty() {
+            continue;
+        }
+        metrics::frames(count);
+        let Ok(room) = Arc::clone(&untaken).acquire_owned().await else { return };
+        gateway.reactors.answer(who, Answer::Said { topic: topic.clone(), bytes: out.freeze(), room });
+    }
+    drop(place);
+    // The viewer has ended, and said why.
+    gateway.reactors.answer(who, Answer::Ended { topic, bytes: Bytes::new() });
+}
+
+fn text(message: &[u8]) -> Bytes {
+    let mut out = BytesMut::new();
+    frames::put_text(message, &mut out);
+    out.freeze()
+}
