@@ -14,6 +14,17 @@ pub(crate) fn of_tree(pid: u32) -> Result<Duration> {
     Ok(of(pid)? + children.map(|(_, cpu)| cpu).sum::<Duration>())
 }
 
+/// The processes that the process has started and that live.
+pub(crate) fn children(pid: u32) -> Vec<u32> {
+    let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let is_child = |child: &u32| {
+        let stat = fs::read_to_string(format!("/proc/{child}/stat")).ok();
+        stat.and_then(|stat| parent_and_cpu(&stat)).is_some_and(|(parent, _)| parent == pid)
+    };
+    pids.filter(is_child).collect()
+}
+
 /// Of the process and of its children that have ended.
 pub(crate) fn of(pid: u32) -> Result<Duration> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;

@@ -5,6 +5,7 @@ mod dispatch;
 mod downloads;
 mod fleet;
 mod idle;
+mod live;
 mod overhead;
 mod statistics;
 mod usage;
@@ -29,14 +30,33 @@ enum Bench {
     Idle(idle::Arguments),
     /// How fast downloads are counted and answered, and whether each is counted once though everything is killed.
     Downloads(downloads::Arguments),
+    /// What viewers cost the live gateway and other servers, idle, in traffic, and when a node dies.
+    Live(live::Arguments),
+    /// Part of `live`: many viewers in one process.
+    #[command(hide = true)]
+    LiveViewers(live::viewers::Arguments),
+    /// Part of `live`: a server that is plain axum.
+    #[command(hide = true)]
+    LiveAxum(live::servers::axum::Arguments),
+}
+
+fn main() -> Result<()> {
+    match Arguments::parse().bench {
+        // One thread, and nothing else in the process.
+        Bench::LiveViewers(arguments) => live::viewers::run(arguments),
+        bench => measure(bench),
+    }
 }
 
 #[tokio::main]
-async fn main() -> Result<()> {
-    match Arguments::parse().bench {
+async fn measure(bench: Bench) -> Result<()> {
+    match bench {
         Bench::Overhead(arguments) => overhead::run(arguments).await,
         Bench::Dispatch(arguments) => dispatch::run(arguments).await,
         Bench::Idle(arguments) => idle::run(arguments).await,
         Bench::Downloads(arguments) => downloads::run(arguments).await,
+        Bench::Live(arguments) => live::run(arguments).await,
+        Bench::LiveViewers(arguments) => live::viewers::run(arguments),
+        Bench::LiveAxum(arguments) => live::servers::axum::run(arguments).await,
     }
 }

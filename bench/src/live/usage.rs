@@ -1,0 +1,68 @@
+//! What processes and the kernel use, as the kernel tells it.
+
+use crate::cpu;
+use anyhow::{Context, Result};
+use std::{fs, time::Duration};
+
+/// The kernel counts the buffers of sockets in pages.
+const PAGE_BYTES: f64 = 4_096.0;
+
+/// Bytes of user space: of pages that others share, the part.
+pub(super) fn pss(pids: &[u32]) -> Result<f64> {
+    let mut sum = 0.0;
+    for pid in pids {
+        for pid in tree(*pid) {
+            let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
+            sum += kib(&rollup, "Pss:").with_context(|| format!("process {pid} tells no Pss"))?;
+        }
+    }
+    Ok(sum)
+}
+
+/// Of the processes and of their children.
+pub(super) fn cpu(pids: &[u32]) -> Result<Duration> {
+    pids.iter().map(|pid| cpu::of_tree(*pid)).sum()
+}
+
+/// Bytes of the kernel for both ends of each connection of this machine: its objects, and what waits in sockets.
+pub(super) fn kernel() -> Result<f64> {
+    let slab = kib(&fs::read_to_string("/proc/meminfo")?, "Slab:").context("/proc/meminfo has no Slab")?;
+    let sockets = fs::read_to_string("/proc/net/sockstat")?;
+    Ok(slab + socket_pages(&sockets).context("/proc/net/sockstat tells no memory")? * PAGE_BYTES)
+}
+
+/// A process and its children.
+pub(super) fn tree(pid: u32) -> Vec<u32> {
+    std::iter::once(pid).chain(cpu::children(pid)).collect()
+}
+
+/// A line such as `Pss:    1234 kB`, in bytes.
+fn kib(text: &str, name: &str) -> Option<f64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+    line.split_whitespace().next()?.parse::<f64>().ok().map(|kib| kib * 1_024.0)
+}
+
+fn socket_pages(sockstat: &str) -> Option<f64> {
+    let tcp = sockstat.lines().find_map(|line| line.strip_prefix("TCP:"))?;
+    let mut words = tcp.split_whitespace().skip_while(|word| *word != "mem");
+    words.nth(1)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_kernel_tells_is_in_bytes() {
+        let rollup = "Rss:     99 kB\nPss:             12 kB\nPss_Dirty:   8 kB\n";
+        assert!((kib(rollup, "Pss:").unwrap() - 12_288.0).abs() < 0.5);
+        assert!(kib(rollup, "Swap:").is_none());
+        let sockets = "sockets: used 22\nTCP: inuse 3 orphan 0 tw 0 alloc 3 mem 289\nUDP: inuse 0 mem 1\n";
+        assert!((socket_pages(sockets).unwrap() - 289.0).abs() < 0.5);
+    }
+
+    #[test]
+    fn a_process_is_of_its_own_tree() {
+        assert_eq!(tree(std::process::id())[0], std::process::id());
+    }
+}
