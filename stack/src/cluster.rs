@@ -42,6 +42,7 @@ pub struct Cluster {
     pub s3: S3,
     keys: Vec<Key>,
     admin_token: String,
+    live_token_secret: String,
     targets: Vec<String>,
     bin_dir: PathBuf,
     options: Options,
@@ -61,6 +62,7 @@ impl Cluster {
     pub async fn start_in(data_dir: DataDir, options: Options) -> Result<Self> {
         let mut secrets = Secrets::open(data_dir.path())?;
         let (admin_token, token_secret) = (secrets.get("admin_token")?, secrets.get("token_secret")?);
+        let live_token_secret = secrets.get("live_token_secret")?;
         let s3 = S3::start(&data_dir, &mut secrets).await?;
         let postgres = Postgres::start(&data_dir, &mut secrets, options.durable).await?;
         let nats = Nats::start_servers(&data_dir, &mut secrets, options.nats).await?;
@@ -95,6 +97,7 @@ impl Cluster {
             s3,
             keys,
             admin_token,
+            live_token_secret,
             targets,
             bin_dir,
             options,
@@ -146,6 +149,7 @@ impl Cluster {
             ("S3_ACCESS_KEY", self.s3.access_key().to_owned()),
             ("S3_SECRET_KEY", self.s3.secret_key().to_owned()),
             ("ADMIN_TOKEN", self.admin_token.clone()),
+            ("LIVE_TOKEN_SECRET", self.live_token_secret.clone()),
         ];
         pairs.extend(self.redis.as_ref().map(|redis| ("REDIS_URL", redis.url())));
         Ok(pairs)
@@ -204,6 +208,7 @@ impl Cluster {
             ("S3_ACCESS_KEY", self.s3.access_key().to_owned()),
             ("S3_SECRET_KEY", self.s3.secret_key().to_owned()),
         ];
+        let live_token_secret = self.live_token_secret.clone();
         let (admin_token, targets) = (self.admin_token.clone(), self.targets.join(","));
         let replicas = self.nats.servers.len().to_string();
         let journals = self.data_dir().join("journals").display().to_string();
@@ -233,7 +238,8 @@ impl Cluster {
                         ("NATS_REPLICAS", replicas.clone()),
                     ]);
                 }
-                Role::Live | Role::Counter | Role::Builder => {}
+                Role::Live => set.push(("LIVE_TOKEN_SECRET", live_token_secret.clone())),
+                Role::Counter | Role::Builder => {}
             }
             service.set_env(set);
             service.set_env(extra(&options, role));

@@ -22,6 +22,8 @@ pub const HAPROXY: Program = Program { name: "haproxy", package: "haproxy" };
 pub const REDIS_SERVER: Program = Program { name: "redis-server", package: "redis-server" };
 /// Beside which a bench measures redirects.
 pub const NGINX: Program = Program { name: "nginx", package: "nginx" };
+/// A module of nginx: its peer among servers of events.
+pub const NCHAN: Program = Program { name: "ngx_nchan_module.so", package: "libnginx-mod-nchan" };
 pub const BUBBLEWRAP: Program = Program { name: "bwrap", package: "bubblewrap" };
 pub const SETPRIV: Program = Program { name: "setpriv", package: "util-linux" };
 pub const NSENTER: Program = Program { name: "nsenter", package: "util-linux" };
@@ -33,9 +35,16 @@ pub const CC: Program = Program { name: "cc", package: "build-essential" };
 /// What every stack needs.
 pub const BASE: &[Program] = &[SETPRIV, POSTGRES, NATS_SERVER, HAPROXY, BUBBLEWRAP, CC];
 
-/// Servers stand outside an ordinary user's PATH.
-const EXTRA_FOLDERS: &[&str] =
-    &["/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/local/bin", "/usr/bin", "/bin"];
+/// Servers stand outside an ordinary user's PATH, and so do modules.
+const EXTRA_FOLDERS: &[&str] = &[
+    "/usr/local/sbin",
+    "/usr/sbin",
+    "/sbin",
+    "/usr/local/bin",
+    "/usr/bin",
+    "/bin",
+    "/usr/lib/nginx/modules",
+];
 
 impl Program {
     pub fn find(self) -> Result<PathBuf> {
@@ -125,8 +134,11 @@ fn postgres_folders() -> Vec<PathBuf> {
     folders.into_iter().map(|(_, folder)| folder).collect()
 }
 
+/// A module is loaded, not executed.
 fn is_program(path: &Path) -> bool {
-    fs::metadata(path).is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+    let is_module = path.extension().is_some_and(|extension| extension == "so");
+    fs::metadata(path)
+        .is_ok_and(|meta| meta.is_file() && (is_module || meta.permissions().mode() & 0o111 != 0))
 }
 
 #[cfg(test)]

@@ -14,8 +14,8 @@ use std::{
 
 /// A service gives up waiting for its dependencies after this; the others may start later than it does.
 const START_TIMEOUT: Duration = Duration::from_mins(1);
-/// More than DRAIN_S of the local stack.
-const STOP_GRACE: Duration = Duration::from_secs(15);
+/// More than DRAIN_S of the local stack, also where a test makes it longer.
+const STOP_GRACE: Duration = Duration::from_secs(30);
 /// What a stack's services have for their drain: nobody waits for a local stack as for a production one.
 const DRAIN_S: u64 = 5;
 

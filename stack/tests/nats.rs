@@ -115,6 +115,7 @@ async fn each_service_can_do_its_work_and_nothing_else() {
     assert_eq!(takes_one(&api.consumer(subjects::LOGS_STREAM, None).await).await, log);
     let logs = api.jetstream.get_stream(subjects::LOGS_STREAM).await.unwrap();
     assert_eq!(logs.direct_get(1).await.unwrap().subject.as_str(), log);
+    api.cannot_publish("topic.a").await;
     api.cannot_publish("$JS.API.STREAM.DELETE.BUILD").await;
     api.cannot_publish("$JS.API.CONSUMER.MSG.NEXT.BUILD.dispatcher-requests").await;
     api.cannot_subscribe("live.>").await;
@@ -129,24 +130,32 @@ async fn each_service_can_do_its_work_and_nothing_else() {
     hints(&api, &dispatcher).await;
     dispatcher.jetstream.get_stream(subjects::LOGS_STREAM).await.unwrap().delete_message(1).await.unwrap();
     dispatcher.cannot_publish(&request).await;
+    dispatcher.cannot_publish("topic.a").await;
     dispatcher.cannot_publish("$JS.API.STREAM.PURGE.LOGS").await;
     dispatcher.cannot_publish("$JS.API.STREAM.DELETE.BUILD").await;
     dispatcher.cannot_subscribe("log.>").await;
 
-    // Live nodes: what streams send again, and replays.
+    // Live nodes: what streams send again, replays, and what people publish.
     let first = timeout(PATIENCE, viewers.next()).await.expect("republished").unwrap();
     assert_eq!(first.subject.as_str(), format!("{}{log}", subjects::LIVE_PREFIX));
     let events = live.consumer(subjects::EVENTS_STREAM, None).await;
     assert_eq!(takes_one(&events).await, subjects::QUEUE_EVENT);
+    live.stores("topic.private.a".into()).await;
+    let topics = live.consumer(subjects::TOPICS_STREAM, None).await;
+    assert_eq!(takes_one(&topics).await, "topic.private.a");
+    let topics = live.jetstream.get_stream(subjects::TOPICS_STREAM).await.unwrap();
+    assert_eq!(topics.direct_get(1).await.unwrap().subject.as_str(), "topic.private.a");
     live.cannot_publish(&log).await;
     live.cannot_publish(subjects::QUEUE_EVENT).await;
     live.cannot_publish("$JS.API.STREAM.PURGE.LOGS").await;
+    live.cannot_publish("$JS.API.STREAM.PURGE.TOPICS").await;
     live.cannot_subscribe("build.>").await;
 
     // The counter: downloads, in and out.
     let downloads = counter.consumer(subjects::DOWNLOADS_STREAM, Some(subjects::DOWNLOADS_CONSUMER)).await;
     assert_eq!(takes_one(&downloads).await, subjects::download("api-1"));
     counter.cannot_publish("download.api-1").await;
+    counter.cannot_publish("topic.a").await;
     counter.cannot_publish("$JS.API.STREAM.INFO.BUILD").await;
     counter.cannot_subscribe(">").await;
 }
@@ -157,6 +166,7 @@ async fn make_streams(dispatcher: &User) {
         (subjects::DOWNLOADS_STREAM, subjects::DOWNLOADS_ALL, false),
         (subjects::LOGS_STREAM, subjects::LOGS_ALL, true),
         (subjects::EVENTS_STREAM, subjects::EVENTS_ALL, true),
+        (subjects::TOPICS_STREAM, subjects::TOPICS_ALL, true),
     ] {
         let republish = stream::Republish {
             source: subject.into(),
@@ -228,7 +238,7 @@ async fn a_cluster_outlives_whichever_server_leads() {
     // The leader may not have heard of the others yet.
     within(ELECTION, async || jetstream.create_stream(&config).await.ok().map(drop)).await;
     nats.wait_for_replicas(ELECTION).await.unwrap();
-    jetstream.publish("S", "one".into()).await.unwrap().await.unwrap();
+    within(ELECTION, async || publish_one(&jetstream).await.ok()).await;
 
     let first = nats.leader("S").await.unwrap();
     nats.servers[first].kill9().await.unwrap();
@@ -237,8 +247,7 @@ async fn a_cluster_outlives_whichever_server_leads() {
     nats.wait_for_replicas(ELECTION).await.unwrap();
     nats.servers[second].stop().await.unwrap();
     other_leader(&nats, second).await;
-    let stream = jetstream::new(nats.client().await.unwrap()).get_stream("S").await.unwrap();
-    assert_eq!(stream.cached_info().state.messages, 1);
+    assert_eq!(messages(&nats).await, 1);
 
     // All of them, and in the same folder again.
     nats.kill9().await.unwrap();
@@ -247,8 +256,7 @@ async fn a_cluster_outlives_whichever_server_leads() {
     drop(nats);
     let nats = Nats::start_servers(&data_dir, &mut secrets, 3).await.unwrap();
     nats.wait_for_replicas(ELECTION).await.unwrap();
-    let stream = jetstream::new(nats.client().await.unwrap()).get_stream("S").await.unwrap();
-    assert_eq!(stream.cached_info().state.messages, 1);
+    assert_eq!(messages(&nats).await, 1);
     drop(nats);
 
     // Another number of servers has a store of its own.
@@ -256,6 +264,22 @@ async fn a_cluster_outlives_whichever_server_leads() {
     let jetstream = jetstream::new(nats.client().await.unwrap());
     assert!(jetstream.get_stream("S").await.is_err());
     assert!(Nats::start_servers(&data_dir, &mut secrets, 2).await.is_err());
+}
+
+/// One, however often it is tried.
+async fn publish_one(jetstream: &jetstream::Context) -> Result<(), async_nats::Error> {
+    let message = jetstream::message::PublishMessage::build().message_id("one").payload("one".into());
+    jetstream.send_publish("S", message).await?.await?;
+    Ok(())
+}
+
+/// In the stream, once somebody leads it.
+async fn messages(nats: &Nats) -> u64 {
+    within(ELECTION, async || {
+        let stream = jetstream::new(nats.client().await.ok()?).get_stream("S").await.ok()?;
+        Some(stream.cached_info().state.messages)
+    })
+    .await
 }
 
 /// Waits until somebody else leads.

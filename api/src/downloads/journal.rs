@@ -195,12 +195,17 @@ pub(super) async fn in_time<T: Send + 'static>(
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
+
+    /// In memory where there is a file system of it: a disk that is slow is given up, which is another matter.
+    pub(in super::super) fn folder() -> tempfile::TempDir {
+        tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
+    }
 
     #[tokio::test]
     async fn a_run_that_leaves_nothing_leaves_no_file() {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = folder();
         let mut run = Journal::open(folder.path(), "n", 1, 0).unwrap();
         run.append(&"a".into()).await.unwrap();
         run.clear().await.unwrap();
@@ -210,7 +215,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_torn_end_costs_nothing_before_it() {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = folder();
         let mut run = Journal::open(folder.path(), "n", 1, 0).unwrap();
         for batch in ["first", "second"] {
             run.append(&batch.into()).await.unwrap();
@@ -253,7 +258,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_folder_that_cannot_be_used_is_named() {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = folder();
         let file = folder.path().join("file");
         fs::write(&file, "").unwrap();
         let error = format!("{:#}", Journal::open(&file, "n", 1, 0).unwrap_err());

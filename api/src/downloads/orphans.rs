@@ -149,7 +149,10 @@ fn read(payload: bytes::Bytes) -> Option<Message> {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::journal::Journal, *};
+    use super::{
+        super::journal::{Journal, tests::folder},
+        *,
+    };
     use bytes::Bytes;
     use cratemill_protocol::{
         ArtifactId,
@@ -180,7 +183,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_a_dead_run_left_is_taken_over_once() {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = folder();
         let dead = journal(folder.path(), 1, &[1, 2]).await;
         let _alive = journal(folder.path(), 2, &[7]).await;
         assert!(next(folder.path()).unwrap().is_none(), "both are alive");
@@ -195,7 +198,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_file_that_was_written_anew_is_its_runs() {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = folder();
         let mut run = journal(folder.path(), 1, &[1, 2, 3]).await;
         let before = run.length();
         run.rewrite(vec![batch(2)]).await.unwrap();
@@ -209,7 +212,7 @@ mod tests {
     /// Whoever looks for what dead runs left takes a file that is just being made for one.
     #[tokio::test]
     async fn a_file_that_is_being_made_is_in_nobodys_way() {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = folder();
         let looking = {
             let folder = folder.path().to_owned();
             std::thread::spawn(move || {
@@ -228,7 +231,7 @@ mod tests {
     /// Empty ones, half-made ones, and what cannot be read do not keep the others from being found.
     #[tokio::test]
     async fn strange_files_are_in_nobodys_way() {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = folder();
         for name in ["a-1-0.downloads", "b-1-0.new", "c.txt"] {
             fs::write(folder.path().join(name), "").unwrap();
         }
@@ -246,7 +249,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_too_old_is_kept_for_people() {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = folder();
         drop(journal(folder.path(), 1, &[1]).await);
         let path = folder.path().join("n-1-0.downloads");
         let old = std::time::SystemTime::now() - DAY * (JOURNAL_DAYS.unsigned_abs() + 1);

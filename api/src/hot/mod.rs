@@ -20,6 +20,9 @@ use tokio_util::sync::CancellationToken;
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Below the interval, so that after one that hangs the next is in time.
 const LOOK_TIMEOUT: Duration = Duration::from_millis(400);
+/// A server with much to do takes longer to let somebody in than to answer: without this a node would try for ever, and
+/// remember nothing, when that is most needed.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Clones share what they remember.
 #[derive(Debug)]
@@ -67,15 +70,14 @@ impl<V: Clone> Hot<V> {
                 _ = ticks.tick() => {}
                 () = shutdown.cancelled() => return,
             }
-            let began = Instant::now();
-            let error = match timeout(LOOK_TIMEOUT, look(pool, &mut conn)).await {
-                Ok(Ok(generation)) => {
+            let Some(looked) = shutdown.run_until_cancelled(look(pool, &mut conn)).await else { return };
+            let error = match looked {
+                Ok((generation, began)) => {
                     self.0.validity().looked(generation, began);
                     relied = true;
                     continue;
                 }
-                Ok(Err(error)) => error.to_string(),
-                Err(_) => "no answer in time".to_owned(),
+                Err(error) => error,
             };
             if relied && !self.0.validity().holds(Instant::now()) {
                 relied = false;
@@ -88,14 +90,21 @@ impl<V: Clone> Hot<V> {
     }
 }
 
-/// Over a connection of its own: were it to wait for one of the pool, a busy node would become a busier one.
-async fn look(pool: &PgPool, conn: &mut Option<PgConnection>) -> sqlx::Result<i64> {
+/// The generation, and when the look began that has seen it; or why there is none. Over a connection of its own: were it
+/// to wait for one of the pool, a busy node would become a busier one.
+async fn look(pool: &PgPool, conn: &mut Option<PgConnection>) -> Result<(i64, Instant), String> {
     // Put back only if it works: one that failed or hangs is closed.
     let mut open = match conn.take() {
         Some(open) => open,
-        None => database::dedicated(pool, LOOK_TIMEOUT).await?,
+        None => in_time(CONNECT_TIMEOUT, database::dedicated(pool, LOOK_TIMEOUT)).await?,
     };
-    let generation = catalogue::generation(&mut open).await?;
+    let began = Instant::now();
+    let generation = in_time(LOOK_TIMEOUT, catalogue::generation(&mut open)).await?;
     *conn = Some(open);
-    Ok(generation)
+    Ok((generation, began))
+}
+
+async fn in_time<T>(limit: Duration, asking: impl Future<Output = sqlx::Result<T>>) -> Result<T, String> {
+    let answered = timeout(limit, asking).await.map_err(|_| "no answer in time".to_owned())?;
+    answered.map_err(|error| error.to_string())
 }

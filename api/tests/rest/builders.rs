@@ -19,7 +19,7 @@ async fn builders_are_registered_and_changed(pool: PgPool) {
     let node = servers.node(pool.clone(), &[]).await;
     let admin = servers.bus("admin").await;
     let mut messages = admin.client.subscribe("node.all").await.unwrap();
-    admin.client.flush().await.unwrap();
+    admin.settle().await.unwrap();
     add_crate(&pool, "demo", &[]).await;
     let body = json!({"name": "ada", "public_key": format!("{} ada@home", key()), "targets": [TARGET]});
     let made = node.operate("POST", "/api/v1/builders", Some(body)).await;

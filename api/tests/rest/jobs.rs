@@ -149,7 +149,7 @@ async fn a_running_job_is_cancelled_by_its_builder(pool: PgPool) {
     let node = servers.node(pool.clone(), &[]).await;
     let admin = servers.bus("admin").await;
     let mut messages = admin.client.subscribe("node.test").await.unwrap();
-    admin.client.flush().await.unwrap();
+    admin.settle().await.unwrap();
     add_crate(&pool, "demo", &[("1.0.0", false)]).await;
     let (builder, _) = add_builder(&pool, "ada").await;
     let held = running_job(&pool, "demo", "1.0.0", builder).await;
@@ -180,7 +180,7 @@ async fn the_registry_is_asked_about_what_is_unknown(pool: PgPool) {
     let dispatcher = servers.bus("dispatcher").await;
     let group = subjects::DISPATCHERS_GROUP.to_owned();
     let mut requests = dispatcher.client.queue_subscribe(subjects::REGISTRY_REFRESH, group).await.unwrap();
-    dispatcher.client.flush().await.unwrap();
+    dispatcher.settle().await.unwrap();
     let registry = pool.clone();
     tokio::spawn(async move {
         while let Some(request) = requests.next().await {

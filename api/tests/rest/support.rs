@@ -95,24 +95,26 @@ impl Servers {
 
     /// What the stream of download batches has now.
     pub(crate) async fn batches(&self) -> Vec<DownloadBatch> {
-        let admin = self.bus("admin").await;
-        let mut stream = admin.jetstream.get_stream(subjects::DOWNLOADS_STREAM).await.unwrap();
-        let last = stream.info().await.unwrap().state.last_sequence;
-        let mut batches = Vec::new();
-        for sequence in 1..=last {
-            let message = stream.get_raw_message(sequence).await.unwrap();
-            batches.push(DownloadBatch::decode(&message.payload).unwrap());
-        }
-        batches
+        self.batches_once(|_| true).await
     }
 
     pub(crate) async fn wait_for_batches(&self, done: impl Fn(&[DownloadBatch]) -> bool) {
+        self.batches_once(done).await;
+    }
+
+    /// A server that has just started may not answer yet.
+    async fn batches_once(&self, done: impl Fn(&[DownloadBatch]) -> bool) -> Vec<DownloadBatch> {
+        let admin = self.bus("admin").await;
         let there = async {
-            while !done(&self.batches().await) {
-                tokio::task::yield_now().await;
+            loop {
+                match read_batches(&admin).await {
+                    Ok(batches) if done(&batches) => return batches,
+                    Ok(_) => tokio::task::yield_now().await,
+                    Err(error) => eprintln!("asking again for the batches: {error}"),
+                }
             }
         };
-        tokio::time::timeout(PATIENCE, there).await.expect("the batches are on the bus");
+        tokio::time::timeout(PATIENCE, there).await.expect("the batches are on the bus")
     }
 
     /// Its downloads are counted for as long as the test runs.
@@ -136,6 +138,17 @@ impl Servers {
         let flags: Vec<&str> = s3.chain(more.iter().copied()).collect();
         Node::new(pool, self.bus("api").await, &flags)
     }
+}
+
+async fn read_batches(admin: &Bus) -> Result<Vec<DownloadBatch>, Box<dyn std::error::Error>> {
+    let mut stream = admin.jetstream.get_stream(subjects::DOWNLOADS_STREAM).await?;
+    let last = stream.info().await?.state.last_sequence;
+    let mut batches = Vec::new();
+    for sequence in 1..=last {
+        let message = stream.get_raw_message(sequence).await?;
+        batches.push(DownloadBatch::decode(&message.payload)?);
+    }
+    Ok(batches)
 }
 
 impl Node {
@@ -369,6 +382,10 @@ async fn publish(node: &Node, held: &Held, krate: &str, version: &str, key_id: i
     artifacts::publish(&mut conn, held, &[upload], signed).await.unwrap();
     drop(conn);
     finish(&node.app.pool, held, End::Succeeded).await;
+}
+
+pub(crate) fn downloads(batches: &[DownloadBatch]) -> u64 {
+    batches.iter().map(DownloadBatch::downloads).sum()
 }
 
 /// Days since 1970, as counts have them.

@@ -5,6 +5,7 @@ use cratemill_builder::{agent::Signal, identity};
 use cratemill_protocol::builder::{ClientMessage, CloseReason, ServerMessage};
 use ssh_key::{LineEnding, PrivateKey, rand_core::OsRng};
 use std::{
+    os::unix::net::UnixStream,
     path::PathBuf,
     process::{Child, Command, Stdio},
 };
@@ -14,7 +15,7 @@ async fn logs_in_asks_for_its_slots_beats_and_drains() {
     let mut peer = Peer::start().await;
     let builder = Peer::dial(peer.config());
     let mut line = peer.accept().await;
-    let hello = line.log_in(vec![]).await;
+    let hello = line.log_in_beating(1, vec![]).await;
     assert_eq!((hello.slots, hello.targets.len()), (2, 1));
     assert_eq!(line.receive().await, ClientMessage::JobRequest { slots: 2 });
     let ClientMessage::Heartbeat(beat) = line.receive().await else { panic!("a heartbeat") };
@@ -120,7 +121,8 @@ async fn an_ssh_agent_signs_and_the_key_stays_there() {
     // Answers once it listens.
     let add =
         |key: &PathBuf| Command::new("ssh-add").arg("-q").arg(key).env("SSH_AUTH_SOCK", &socket).status();
-    while !socket.exists() {
+    // It has a name before it is listened on.
+    while UnixStream::connect(&socket).is_err() {
         tokio::task::yield_now().await;
     }
     let none = identity::Identity::from_agent(&socket, None).unwrap_err();

@@ -32,6 +32,8 @@ use tokio::{sync::mpsc, task::JoinHandle, time::timeout};
 
 /// Everything here happens within moments; a test that waits longer has failed.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// A builder that hears nothing for three of them dials again, and it hears something only while a test waits for it.
+const HEARTBEAT_S: u32 = 20;
 
 pub(crate) struct Peer {
     pub(crate) service: Service,
@@ -150,6 +152,10 @@ impl Line {
 
     /// The whole login, checked as a server would.
     pub(crate) async fn log_in(&mut self, resumed: Vec<Resumed>) -> Hello {
+        self.log_in_beating(HEARTBEAT_S, resumed).await
+    }
+
+    pub(crate) async fn log_in_beating(&mut self, heartbeat_s: u32, resumed: Vec<Resumed>) -> Hello {
         let hello = self.hello().await;
         assert_eq!(hello.fingerprint, sshsig::fingerprint(&self.key));
         let challenge = self.challenge(&self.url.clone()).await;
@@ -159,7 +165,7 @@ impl Line {
         self.send(ServerMessage::Welcome(Welcome {
             builder: BuilderId(1),
             name: "tester".into(),
-            heartbeat_s: 1,
+            heartbeat_s,
             lease_s: 60,
             limits: ConnectionLimits {
                 max_frame_bytes: 256 * 1024,

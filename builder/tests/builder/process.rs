@@ -69,7 +69,7 @@ fn sleepers(seconds: &str) -> Vec<PathBuf> {
 
 /// There is no event for a process of somebody else to begin or to end.
 async fn until(condition: impl Fn() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + Duration::from_mins(1);
     while !condition() {
         assert!(Instant::now() < deadline, "it did not come about");
         tokio::time::sleep(Duration::from_millis(10)).await;

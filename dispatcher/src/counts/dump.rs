@@ -62,5 +62,9 @@ async fn read(conn: &mut PgConnection, day: Date) -> anyhow::Result<(NamedTempFi
         }
     }
     drop((rows, pieces));
-    Ok((writer.await?.context("cannot write a dump of download counts")?, count))
+    let file = writer.await?.context("cannot write a dump of download counts")?;
+    // Said, and not left to the end of the connection, which the server may notice later: what wants the month's table for
+    // itself would have to wait for it.
+    in_time(snapshot.rollback()).await?;
+    Ok((file, count))
 }

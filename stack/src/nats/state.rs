@@ -36,8 +36,13 @@ impl Nats {
         Ok(jetstream::ContextBuilder::new().timeout(ANSWER_TIMEOUT).build(client))
     }
 
-    /// The position of the server that leads a stream; an error while none does.
+    /// The position of the server that leads a stream, once one does.
     pub async fn leader(&self, stream: &str) -> Result<usize> {
+        self.wait_for("nobody leads the stream", ELECTION_TIMEOUT, async || self.leader_now(stream).await)
+            .await
+    }
+
+    async fn leader_now(&self, stream: &str) -> Result<usize> {
         let jetstream = self.jetstream().await?;
         let stream = jetstream.get_stream(stream).await?;
         // A server alone has no name that we know.
@@ -82,11 +87,16 @@ impl Nats {
                 && cluster.replicas.iter().filter(|peer| peer.current && !peer.offline).count() == others
     }
 
-    async fn wait_for(&self, what: &str, limit: Duration, state: impl AsyncFn() -> Result<()>) -> Result<()> {
+    async fn wait_for<T>(
+        &self,
+        what: &str,
+        limit: Duration,
+        state: impl AsyncFn() -> Result<T>,
+    ) -> Result<T> {
         let deadline = Instant::now() + limit;
         loop {
             let error = match timeout(2 * ANSWER_TIMEOUT, state()).await {
-                Ok(Ok(())) => return Ok(()),
+                Ok(Ok(found)) => return Ok(found),
                 Ok(Err(error)) => format!("{error:#}"),
                 Err(_) => "no answer".into(),
             };

@@ -13,8 +13,9 @@ use sqlx::PgPool;
 use std::{fs, time::Duration};
 use tokio::time::{sleep, timeout};
 
-/// Elections are asked for every few seconds, and a bus that was away takes a moment.
-const SOON: Duration = Duration::from_secs(10);
+/// Elections are asked for every few seconds, and a bus that was away takes a moment: ten seconds in all, and more on a
+/// machine that is busy compiling.
+const SOON: Duration = Duration::from_mins(2);
 /// Before a viewer asks for another node.
 const PAUSE: Duration = Duration::from_millis(100);
 /// As the database numbers the work.

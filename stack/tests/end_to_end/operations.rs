@@ -16,6 +16,9 @@ use cratemill_stack::{
 };
 use serde_json::Value;
 
+/// The local stack drains for five seconds, which a machine that is busy compiling may need to write a count down.
+const DRAIN_S: &str = "20";
+
 async fn readiness(service: &Service) -> (u16, Value) {
     readiness_with(service, "").await
 }
@@ -119,7 +122,10 @@ async fn reconnect(scene: &Scene, key: ssh_key::PrivateKey) -> Peer {
 /// SIGTERM: builders are told to go elsewhere, counts are not lost, and each service ends by itself, with success.
 #[tokio::test(flavor = "multi_thread")]
 async fn services_drain_on_sigterm() {
-    let options = Options { api: 2, builder: 0, ..Options::default() };
+    let mut options = Options { api: 2, builder: 0, ..Options::default() };
+    for role in [Role::Api, Role::Live, Role::Dispatcher, Role::Counter] {
+        options = options.with_env(role, "DRAIN_S", DRAIN_S);
+    }
     let mut scene = Scene::start(&[crates::hello_bin("1.0.0").unwrap()], options).await;
     let key = new_key();
     register(&scene.client, "peer", &key, scene.cluster.targets()).await;

@@ -18,8 +18,8 @@ use std::time::{Duration, Instant};
 /// Unlike any other sleep on this machine.
 const MARK: u32 = 575_757;
 /// What an operator says reaches a builder within this, wherever it is connected. Each message may be lost, and what
-/// makes up for it is kept from doing so within that time.
-const AT_ONCE: Duration = Duration::from_secs(2);
+/// makes up for it is kept from doing so within that time: on a machine with nothing else to do it takes milliseconds.
+const AT_ONCE: Duration = Duration::from_mins(1);
 /// Heartbeats tell of cancels too: here none comes while a cancel is on its way.
 const HEARTBEAT_S: &str = "120";
 const LEASE_S: &str = "600";
@@ -41,18 +41,22 @@ async fn at_each_node(scene: &Scene) -> [Client; 2] {
     [client(true), client(false)]
 }
 
-/// Returns right after the node that holds the builder's connection has looked whether its sessions have changed: it does
-/// so every five seconds, so whatever a builder hears within [`AT_ONCE`] it was told.
-async fn node_has_looked(scene: &Scene) {
-    let pool = database(scene).await;
-    let seen_at = async || -> String {
-        let look = "SELECT n.seen_at::text FROM nodes n
-                    JOIN builder_sessions s ON (s.node, s.epoch) = (n.name, n.epoch)";
-        sqlx::query_scalar(look).fetch_one(&pool).await.unwrap()
-    };
-    let before = seen_at().await;
-    until("the node marks itself", async || (seen_at().await != before).then_some(())).await;
-    pool.close().await;
+/// The node that holds the builder's connection, and when it has looked whether its sessions have changed. It does so every
+/// five seconds, and this returns right after it did: what the builder hears before the next look it was told.
+async fn node_has_looked(pool: &PgPool) -> (String, String) {
+    let node: String = sqlx::query_scalar("SELECT node FROM builder_sessions").fetch_one(pool).await.unwrap();
+    let before = looked_at(pool, &node).await;
+    let looked = until("the node marks itself", async || {
+        let now = looked_at(pool, &node).await;
+        (now != before).then_some(now)
+    });
+    let looked = looked.await;
+    (node, looked)
+}
+
+async fn looked_at(pool: &PgPool, node: &str) -> String {
+    let look = "SELECT seen_at::text FROM nodes WHERE name = $1";
+    sqlx::query_scalar(look).bind(node).fetch_one(pool).await.unwrap()
 }
 
 async fn state(scene: &Scene, job: &Value) -> Value {
@@ -135,6 +139,7 @@ async fn a_yank_withdraws_what_is_queued_and_a_disabled_key_is_out_at_once() {
     let end = scene.viewer(&["builds"]).await.job_end("hello-bin", "tarball").await;
     assert_eq!((&end["job"], &end["state"]), (&queued, &json!("cancelled")));
 
+    let pool = database(&scene).await;
     for from_holder in [true, false] {
         let key = new_key();
         let name = format!("peer-{from_holder}");
@@ -144,11 +149,14 @@ async fn a_yank_withdraws_what_is_queued_and_a_disabled_key_is_out_at_once() {
         let [holder, elsewhere] = at_each_node(&scene).await;
         let operator = if from_holder { holder } else { elsewhere };
         let path = format!("/api/v1/builders/{id}");
-        node_has_looked(&scene).await;
-        let asked = Instant::now();
+        let (node, looked) = node_has_looked(&pool).await;
         operator.call(Method::PATCH, &path, &json!({"enabled": false})).await.unwrap();
         assert_eq!(peer.close_reason().await, CloseReason::Disabled);
-        assert!(asked.elapsed() < AT_ONCE, "{:?}, asked at its own node: {from_holder}", asked.elapsed());
+        assert_eq!(
+            looked_at(&pool, &node).await,
+            looked,
+            "it was told, asked at its own node: {from_holder}"
+        );
         let mut again = Peer::connect(&scene.cluster, Encoding::MsgPack, key).await;
         let hello = again.hello();
         again.send(&hello).await;
@@ -159,5 +167,6 @@ async fn a_yank_withdraws_what_is_queued_and_a_disabled_key_is_out_at_once() {
         })
         .await;
     }
+    pool.close().await;
     scene.cluster.stop().await.unwrap();
 }

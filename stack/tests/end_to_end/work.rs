@@ -40,12 +40,13 @@ impl Work {
         id
     }
 
-    /// Asks for the next version's binary, and returns once it has begun: it goes on for [`SECONDS`] at least.
+    /// Asks for the next version's binary, and returns once it has begun: it goes on for [`SECONDS`] at least, unless
+    /// whoever asks was kept from it for so long.
     pub(super) async fn next_runs(&mut self, scene: &Scene) {
         let path = format!("/api/v1/jobs/{}", self.enqueue(scene).await);
         until("the job runs", async || {
             let job = scene.client.get(&path).await.ok()?;
-            (job["state"] == "running").then_some(())
+            (job["state"] == "running" || is_end(&job["state"])).then_some(())
         })
         .await;
     }

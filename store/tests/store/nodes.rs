@@ -115,6 +115,7 @@ async fn a_login_sees_the_change_or_the_change_sees_the_login(pool: PgPool) {
 async fn a_builder_was_seen_when_its_node_last_was(pool: PgPool) {
     let mut conn = pool.acquire().await.unwrap();
     let id = connected(&mut conn, "b", LINUX).await;
+    assert_eq!(changes(&mut conn, &Run { name: "node-1".into(), epoch: 1 }).await, Some(0));
     let past = "UPDATE builders SET last_seen_at = now() - interval '1 hour'";
     sqlx::query(past).execute(&mut *conn).await.unwrap();
     let seen = async |conn: &mut PgConnection| {

@@ -283,7 +283,10 @@ async fn a_builder_whose_node_is_silent_does_not_wait(pool: PgPool) {
     let run = node(&mut conn, "node-1").await;
     assert_eq!(free_slots(&mut conn).await, [1]);
     // A node of an earlier version marks each session.
-    sqlx::query("UPDATE builder_sessions SET epoch = NULL").execute(&mut *conn).await.unwrap();
+    sqlx::query("UPDATE builder_sessions SET epoch = NULL, seen_at = now()")
+        .execute(&mut *conn)
+        .await
+        .unwrap();
     silence(&mut conn, &run.name).await;
     assert_eq!(free_slots(&mut conn).await, [1]);
 }

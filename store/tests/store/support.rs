@@ -45,10 +45,12 @@ pub(crate) async fn builder(conn: &mut PgConnection, name: &str, name_of_target:
     builders::register(conn, name, &fingerprint, &key, &targets).await.unwrap()
 }
 
-/// The run of a node that just marked itself.
+/// The run of a node that marks itself for as long as the test takes, on whatever machine.
 pub(crate) async fn node(conn: &mut PgConnection, name: &str) -> Run {
     let run = Run { name: name.into(), epoch: 1 };
     nodes::register(conn, &run).await.unwrap();
+    let alive = "UPDATE nodes SET seen_at = now() + interval '1 hour' WHERE name = $1";
+    sqlx::query(alive).bind(name).execute(conn).await.unwrap();
     run
 }
 
