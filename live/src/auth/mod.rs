@@ -93,6 +93,9 @@ impl Holder {
         match self {
             Self::NotConfigured => Err(Denied::NotConfigured),
             Self::NoToken => Err(Denied::NoToken),
+            Self::Claims(claims) if claims.has_expired(clock::now_s()) => {
+                Err(Denied::Token(token::Error::Expired))
+            }
             Self::Claims(claims) if claims.may_subscribe(topic) => Ok(()),
             Self::Claims(_) => Err(Denied::Subscribe(topic.clone())),
         }

@@ -96,6 +96,10 @@ pub struct Claims {
 }
 
 impl Claims {
+    pub fn has_expired(&self, now_s: i64) -> bool {
+        now_s >= self.exp.saturating_add(LEEWAY_S)
+    }
+
     pub fn may_publish(&self, topic: &UserTopic) -> bool {
         self.publish.iter().any(|pattern| pattern.matches(topic))
     }

@@ -89,8 +89,7 @@ impl Reactor {
         match written {
             Written::All => told.unfinished |= next != head,
             Written::Part(count) => {
-                let rest = bytes.slice(count..);
-                if !self.owe(member.slot, rest) {
+                if !self.owe(member.slot, rest(bytes, count)) {
                     told.gone.push((member.slot, Some(DropReason::Slow)));
                 }
             }
@@ -102,6 +101,8 @@ impl Reactor {
         metrics::frames(told.messages);
         if told.unfinished {
             self.unfinished.push(channel);
+            // A turn follows, also where this is none.
+            self.due = true;
         }
         for (slot, reason) in told.gone {
             match reason {
@@ -119,7 +120,7 @@ impl Reactor {
         match socket::write(stream, bytes) {
             Written::All => {}
             Written::Part(count) => {
-                if !self.owe(id, bytes.slice(count..)) {
+                if !self.owe(id, rest(bytes, count)) {
                     self.drop_for(id, DropReason::Slow);
                 }
             }
@@ -318,4 +319,9 @@ struct Telling {
     unfinished: bool,
     /// And why, if they can be told.
     gone: Vec<(SlotId, Option<DropReason>)>,
+}
+
+/// What was not taken: shared with others, unless that would keep much more than it is.
+fn rest(bytes: &Bytes, count: usize) -> Bytes {
+    if count * 2 > bytes.len() { Bytes::copy_from_slice(&bytes[count..]) } else { bytes.slice(count..) }
 }

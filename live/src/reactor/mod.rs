@@ -71,12 +71,14 @@ pub enum Kind {
     },
 }
 
-/// A connection that asked for something: its slot may be another's by the time of the answer.
+/// A connection that asked for something: by the time of the answer its slot may be another's, and it may have asked for
+/// the same topic again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Who {
     pub reactor: usize,
     slot: SlotId,
     serial: u32,
+    ask: u32,
 }
 
 /// A subscription for somebody who can wait to look into.
@@ -94,9 +96,9 @@ pub enum Answer {
     /// A task reads for it, for as long as the guard is kept.
     Followed { topic: Topic, task: Task },
     /// Whole messages of such a task, which says no more before a few of them are written.
-    Said { topic: Topic, bytes: Bytes, room: OwnedSemaphorePermit },
+    Said { bytes: Bytes, room: OwnedSemaphorePermit },
     /// Nothing comes of it, or nothing more.
-    Ended { topic: Topic, bytes: Bytes },
+    Ended { bytes: Bytes },
 }
 
 /// Dropping it ends the task.

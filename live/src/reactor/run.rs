@@ -59,8 +59,8 @@ pub(super) struct Reactor {
     pub(super) table: Table,
     pub(super) members: HashMap<ChannelId, Vec<Member>>,
     pub(super) talks: HashMap<SlotId, Talk>,
-    /// Of the newest WebSocket.
-    serial: u32,
+    /// Of the newest WebSocket, or request of one.
+    pub(super) serial: u32,
     pub(super) asks: UnboundedSender<Ask>,
     pub(super) began: Instant,
     pub(super) owed: HashMap<SlotId, Owed>,
@@ -79,7 +79,7 @@ pub(super) struct Reactor {
     step: usize,
     rested: Instant,
     /// There is something to do in a turn.
-    due: bool,
+    pub(super) due: bool,
     /// When whoever is left is cut off.
     end: Option<Instant>,
 }

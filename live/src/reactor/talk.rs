@@ -25,6 +25,7 @@ const MAX_ASKED: usize = 16;
 /// What a client may say at once, and in each second after that.
 const BURST: u16 = 100;
 const PER_SECOND: u64 = 20;
+const MAX_ERROR: usize = 200;
 /// Answers that wait for a connection that does not read them.
 const MAX_BACKLOG: usize = 128;
 
@@ -53,10 +54,18 @@ pub(super) struct Follows {
 #[derive(Default)]
 struct Extra {
     inbound: Inbound,
-    asked: Vec<Topic>,
-    tasks: Vec<(Topic, Task)>,
+    asked: Vec<Asked>,
+    tasks: Vec<(Asked, Task)>,
     /// Whole messages that wait for what was owed before them.
     backlog: VecDeque<(Bytes, Option<OwnedSemaphorePermit>)>,
+}
+
+/// A topic that was asked for, with the number of the request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Asked {
+    number: u32,
+    /// None once it is not wanted any more: it counts until its answer comes.
+    topic: Option<Topic>,
 }
 
 impl Extra {
@@ -142,7 +151,11 @@ impl Reactor {
                 self.say(id, say::text(&answer), None);
             }
             Ok(Request::Ping) => self.say(id, say::text(&ws::pong()), None),
-            Err(error) => self.say(id, say::text(&ws::error(None, &error.to_string())), None),
+            Err(error) => {
+                // It repeats what the client said.
+                let error: String = error.to_string().chars().take(MAX_ERROR).collect();
+                self.say(id, say::text(&ws::error(None, &error)), None);
+            }
         }
     }
 
@@ -158,8 +171,10 @@ impl Reactor {
         if talk.extra().asked.len() >= MAX_ASKED {
             return Err(format!("at most {MAX_ASKED} subscriptions at once: wait for their answers"));
         }
-        talk.extra().asked.push(topic.clone());
-        let who = Who { reactor: self.number, slot: id, serial: talk.serial };
+        self.serial = self.serial.wrapping_add(1);
+        let number = self.serial;
+        talk.extra().asked.push(Asked { number, topic: Some(topic.clone()) });
+        let who = Who { reactor: self.number, slot: id, serial: talk.serial, ask: number };
         let ask = Ask { who, topic: topic.clone(), since };
         // Whoever takes them ends with the process.
         let _ = self.asks.send(ask);
@@ -169,7 +184,8 @@ impl Reactor {
     fn follows(&self, id: SlotId, topic: &Topic) -> bool {
         let Some(talk) = self.talks.get(&id) else { return false };
         let elsewhere = talk.extra.as_ref().is_some_and(|extra| {
-            extra.asked.contains(topic) || extra.tasks.iter().any(|(followed, _)| followed == topic)
+            let mut asked = extra.asked.iter().chain(extra.tasks.iter().map(|(asked, _)| asked));
+            asked.any(|asked| asked.topic.as_ref() == Some(topic))
         });
         elsewhere || self.followed(talk, topic).is_some()
     }
@@ -186,10 +202,13 @@ impl Reactor {
     fn unsubscribe(&mut self, id: SlotId, topic: &Topic) -> bool {
         let Some(talk) = self.talks.get_mut(&id) else { return false };
         if let Some(extra) = &mut talk.extra {
-            let before = extra.asked.len() + extra.tasks.len();
-            extra.asked.retain(|asked| asked != topic);
-            extra.tasks.retain(|(followed, _)| followed != topic);
-            if extra.asked.len() + extra.tasks.len() < before {
+            let is_it = |asked: &Asked| asked.topic.as_ref() == Some(topic);
+            if let Some(asked) = extra.asked.iter_mut().find(|asked| is_it(asked)) {
+                asked.topic = None;
+                return true;
+            }
+            if let Some(place) = extra.tasks.iter().position(|(asked, _)| is_it(asked)) {
+                extra.tasks.swap_remove(place);
                 talk.tidy();
                 return true;
             }
@@ -210,29 +229,25 @@ impl Reactor {
         };
         let id = who.slot;
         let extra = talk.extra();
+        let waited = extra.asked.iter().position(|asked| asked.number == who.ask);
+        let asked = waited.and_then(|place| extra.asked.swap_remove(place).topic);
+        let followed = extra.tasks.iter().position(|(asked, _)| asked.number == who.ask);
         match answer {
-            Answer::Joined { topic, member, cursor, mark, reset } => {
-                if forget(&mut extra.asked, &topic) {
-                    self.join(id, &topic, member, cursor, (mark, reset));
-                }
+            Answer::Joined { topic, member, cursor, mark, reset } if asked.is_some() => {
+                self.join(id, &topic, member, cursor, (mark, reset));
             }
-            Answer::Followed { topic, task } => {
-                if forget(&mut extra.asked, &topic) {
-                    extra.tasks.push((topic, task));
-                }
+            Answer::Followed { topic, task } if asked.is_some() => {
+                extra.tasks.push((Asked { number: who.ask, topic: Some(topic) }, task));
             }
-            Answer::Said { topic, bytes, room } => {
-                if extra.tasks.iter().any(|(followed, _)| *followed == topic) {
-                    self.say(id, bytes, Some(room));
+            Answer::Said { bytes, room } if followed.is_some() => self.say(id, bytes, Some(room)),
+            Answer::Ended { bytes } if asked.is_some() || followed.is_some() => {
+                if let Some(place) = followed {
+                    extra.tasks.swap_remove(place);
                 }
+                self.say(id, bytes, None);
             }
-            Answer::Ended { topic, bytes } => {
-                let tasks = extra.tasks.len();
-                extra.tasks.retain(|(followed, _)| *followed != topic);
-                if forget(&mut extra.asked, &topic) || extra.tasks.len() < tasks {
-                    self.say(id, bytes, None);
-                }
-            }
+            // It does not want that any more.
+            Answer::Joined { .. } | Answer::Followed { .. } | Answer::Said { .. } | Answer::Ended { .. } => {}
         }
         if let Some(talk) = self.talks.get_mut(&id) {
             talk.tidy();
@@ -311,12 +326,10 @@ impl Reactor {
             Some(mark)
         })?;
         let position = mark.position(&[Source::Events, Source::Topics]);
-        Some(say::text(&ws::heartbeat((!talk.follows.is_empty()).then_some(&position))))
+        // What a task reads may be further back, and what is asked for is nowhere yet.
+        let elsewhere =
+            talk.extra.as_ref().is_some_and(|extra| !extra.asked.is_empty() || !extra.tasks.is_empty());
+        let says_all = !talk.follows.is_empty() && !elsewhere;
+        Some(say::text(&ws::heartbeat(says_all.then_some(&position))))
     }
-}
-
-fn forget(asked: &mut Vec<Topic>, topic: &Topic) -> bool {
-    let before = asked.len();
-    asked.retain(|other| other != topic);
-    asked.len() < before
 }

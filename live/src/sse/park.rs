@@ -77,13 +77,13 @@ pub(crate) async fn find(gateway: &Gateway, subscription: &Subscription) -> Foun
                     return Found::None;
                 }
             }
-            // Of one stream it may be so, and not of the other.
-            Joined::Ahead(_) if sources.len() > 1 => return Found::None,
             Joined::Ahead(member) => {
                 drop(member);
                 match timeout_at(deadline, arrives(gateway, &sources, seen)).await {
                     Err(_) => return Found::None,
                     Ok(true) => {}
+                    // Of one stream it may be so, and not of the other.
+                    Ok(false) if sources.len() > 1 => return Found::None,
                     Ok(false) => (seen, reset) = (None, Some(ResetReason::Unknown)),
                 }
             }

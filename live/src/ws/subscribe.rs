@@ -2,10 +2,10 @@
 
 use super::frames;
 use crate::{
-    dialects::native::{Subscription, ws},
+    dialects::native::{Subscription, encode::drop_reason, ws},
     engine::{
         log_job,
-        viewer::{CaughtUp, Item, Start, Viewer, What},
+        viewer::{Item, Start, Viewer, What},
     },
     metrics,
     reactor::{Answer, Ask, Task, Who},
@@ -18,7 +18,7 @@ use bytes::{Bytes, BytesMut};
 use cratemill_protocol::topic::Topic;
 use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::sync::CancellationToken;
 
 /// Looked into at once; the others wait, a few for each connection.
 const AT_ONCE: usize = 256;
@@ -29,36 +29,35 @@ const SAID_BYTES: usize = 64 * 1024;
 /// Pieces that a connection has not taken yet.
 const UNTAKEN: usize = 2;
 
-/// Until nobody asks any more, or the process drains: then the connections are told, and nothing is begun.
+/// Until nobody asks any more, or the process drains: then the connections are told.
 pub async fn run(gateway: Gateway, mut asks: mpsc::UnboundedReceiver<Ask>, shutdown: CancellationToken) {
-    let (tasks, at_once) = (TaskTracker::new(), Arc::new(Semaphore::new(AT_ONCE)));
+    // A database that is away must not hold up what needs none.
+    let lines = [(); 2].map(|()| Arc::new(Semaphore::new(AT_ONCE)));
     loop {
-        let permit = tokio::select! {
-            permit = Arc::clone(&at_once).acquire_owned() => permit,
-            () = shutdown.cancelled() => break,
-        };
         let ask = tokio::select! {
             ask = asks.recv() => ask,
             () = shutdown.cancelled() => break,
         };
-        let (Some(ask), Ok(permit)) = (ask, permit) else { break };
+        let Some(ask) = ask else { break };
+        let line = Arc::clone(&lines[usize::from(log_job(&ask.topic).is_some())]);
         let gateway = gateway.clone();
-        tasks.spawn(async move {
-            look_into(&gateway, ask).await;
-            drop(permit);
+        // Few for each connection, and at most two seconds, or five of the database, once it is its turn.
+        tokio::spawn(async move {
+            if let Ok(_permit) = line.acquire().await {
+                look_into(&gateway, ask).await;
+            }
         });
     }
-    // Tasks of logs end with their connections.
 }
 
 async fn look_into(gateway: &Gateway, Ask { who, topic, since }: Ask) {
     if let Some(job) = log_job(&topic) {
         match gateway.engine.archive.knows(job).await {
             Ok(true) => {}
-            Ok(false) => return refuse(gateway, who, topic, "there is no such job"),
+            Ok(false) => return refuse(gateway, who, &topic, "there is no such job"),
             Err(error) => {
                 tracing::warn!(%job, %error, "cannot look for a job");
-                return refuse(gateway, who, topic, "the database is away, logs have to wait");
+                return refuse(gateway, who, &topic, "the database is away, logs have to wait");
             }
         }
     }
@@ -68,24 +67,24 @@ async fn look_into(gateway: &Gateway, Ask { who, topic, since }: Ask) {
             let (member, cursor, mark, reset) = place.into_parts();
             gateway.reactors.answer(who, Answer::Joined { topic, member, cursor, mark, reset });
         }
-        Found::NotYet => refuse(gateway, who, topic, "the bus is away, try again"),
+        Found::NotYet => refuse(gateway, who, &topic, "the bus is away, try again"),
         Found::None => follow(gateway, who, topic, subscription),
     }
 }
 
-fn refuse(gateway: &Gateway, who: Who, topic: Topic, why: &str) {
+fn refuse(gateway: &Gateway, who: Who, topic: &Topic, why: &str) {
     metrics::refused("topic");
-    let bytes = text(&ws::error(Some(&topic), why));
-    gateway.reactors.answer(who, Answer::Ended { topic, bytes });
+    let bytes = text(&ws::error(Some(topic), why));
+    gateway.reactors.answer(who, Answer::Ended { bytes });
 }
 
 /// A task reads for the connection, and ends with it.
 fn follow(gateway: &Gateway, who: Who, topic: Topic, subscription: Subscription) {
     let Ok(place) = Arc::clone(&gateway.followers).try_acquire_owned() else {
-        return refuse(gateway, who, topic, "too many viewers read the past here, try again");
+        return refuse(gateway, who, &topic, "too many viewers read the past here, try again");
     };
     let Some((subscriber, positions)) = gateway.engine.hub.subscribe(&subscription.topics) else {
-        return refuse(gateway, who, topic, "the bus is away, try again");
+        return refuse(gateway, who, &topic, "the bus is away, try again");
     };
     let Subscription { topics, since } = subscription;
     let (sender, items) = mpsc::channel(ITEMS);
@@ -108,11 +107,10 @@ async fn pass_on(
     who: Who,
     topic: Topic,
     mut items: mpsc::Receiver<Item>,
-    place: OwnedSemaphorePermit,
+    _place: OwnedSemaphorePermit,
 ) {
-    let (mut place, mut caught_up) = (Some(place), CaughtUp::new(std::slice::from_ref(&topic)));
     let untaken = Arc::new(Semaphore::new(UNTAKEN));
-    let mut subscribed = false;
+    let (mut subscribed, mut dropped) = (false, false);
     while let Some(item) = items.recv().await {
         let mut out = BytesMut::new();
         let mut next = Some(item);
@@ -122,10 +120,8 @@ async fn pass_on(
                 frames::put_text(&ws::subscribed(&topic, &item.position), &mut out);
             }
             if let What::Dropped(reason) = &item.what {
-                metrics::dropped(crate::dialects::native::encode::drop_reason(*reason));
-            }
-            if caught_up.is_now(&item) {
-                place = None;
+                metrics::dropped(drop_reason(*reason));
+                dropped = true;
             }
             if let Some(message) = ws::item(&topic, &item) {
                 frames::put_text(&message, &mut out);
@@ -138,11 +134,14 @@ async fn pass_on(
         }
         metrics::frames(count);
         let Ok(room) = Arc::clone(&untaken).acquire_owned().await else { return };
-        gateway.reactors.answer(who, Answer::Said { topic: topic.clone(), bytes: out.freeze(), room });
+        if dropped {
+            // Whoever reads it may ask for the topic again at once.
+            return gateway.reactors.answer(who, Answer::Ended { bytes: out.freeze() });
+        }
+        gateway.reactors.answer(who, Answer::Said { bytes: out.freeze(), room });
     }
-    drop(place);
     // The viewer has ended, and said why.
-    gateway.reactors.answer(who, Answer::Ended { topic, bytes: Bytes::new() });
+    gateway.reactors.answer(who, Answer::Ended { bytes: Bytes::new() });
 }
 
 fn text(message: &[u8]) -> Bytes {

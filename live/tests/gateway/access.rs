@@ -140,21 +140,22 @@ async fn a_node_publishes_so_many_at_once(pool: PgPool) {
         "POST /live/topics/topic.a HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {token}\r\ncontent-length: 1\r\n\
          expect: 100-continue\r\n\r\n"
     );
-    let mut waiting = Vec::new();
-    for _ in 0..256 {
+    // All at once: each has so long to send its body.
+    let open = (0..256).map(|_| async {
         let mut socket = TcpStream::connect(("127.0.0.1", node.port)).await.unwrap();
         socket.write_all(head.as_bytes()).await.unwrap();
         // It asks for the body once it has let the request in.
         let mut line = [0; 25];
         socket.read_exact(&mut line).await.unwrap();
         assert_eq!(&line, b"HTTP/1.1 100 Continue\r\n\r\n");
-        waiting.push(socket);
-    }
+        socket
+    });
+    let mut waiting = futures_util::future::join_all(open).await;
     refused(publish(&node, "topic.a", "1", "1"), 503, "as much as it can").await;
-    let mut first = waiting.remove(0);
-    first.write_all(b"1").await.unwrap();
+    let mut last = waiting.pop().unwrap();
+    last.write_all(b"1").await.unwrap();
     let mut status = [0; 12];
-    first.read_exact(&mut status).await.unwrap();
+    last.read_exact(&mut status).await.unwrap();
     assert_eq!(&status, b"HTTP/1.1 201");
     published(publish(&node, "topic.a", "1", "1")).await;
     node.metric_reaches("cratemill_live_publishes_refused_total{reason=\"full\"} ", 1.0).await;

@@ -76,6 +76,8 @@ async fn what_is_gone_is_said_of_its_own_stream(pool: PgPool) {
     for number in 1..=5 {
         published(publish(&node, "topic.a", &number.to_string(), number.to_string())).await;
     }
+    // And of these.
+    assert_eq!(Viewer::resume(&node, &["topic.a"], "0.0").await.messages(5).await, [1, 2, 3, 4, 5]);
     let stream = farm.bus.jetstream.get_stream(subjects::TOPICS_STREAM).await.unwrap();
     stream.purge().sequence(4).await.unwrap();
     let mut expired = Viewer::resume(&node, &["queue", "topic.a"], "0.1").await;

@@ -9,7 +9,8 @@
 //!           {"type":"reset","topic":"builds","id":"812","reason":"expired"}
 //!           {"type":"unsubscribed","topic":"builds"}
 //!           {"type":"error","topic":"x","error":"..."}              the connection goes on
-//!           {"type":"heartbeat","id":"820"}                         nothing happened: all topics are this far
+//!           {"type":"heartbeat","id":"820"}                         all topics are this far; without an id where one
+//!                                                                   of them is read by itself, as logs are
 //!           {"type":"pong"}
 //!           {"type":"dropped","topic":"builds","reason":"slow"}     of one topic: subscribe again
 //! ```

@@ -24,7 +24,7 @@ const BYTE_BYTES: usize = 3;
 const MESSAGE_BYTES: usize = 512;
 /// Its places in all rings: with ten thousand channels that all get the same, a hundred messages of each.
 const MAX_HELD: usize = 1 << 20;
-/// What was read again for those who wait for it stays at least so long, whatever else comes.
+/// What was read again for those who wait for it stays at least so long where there is room.
 const PINNED: Duration = Duration::from_secs(5);
 /// Topics of channels that wait for somebody to come back.
 const MAX_IDLE_TOPICS: usize = 20_000;
@@ -212,7 +212,9 @@ impl Channels {
             self.held_bytes += bytes;
         }
         channel.ring.prepend(read.into_iter().map(|(entry, _)| entry).collect(), from);
-        channel.pinned = Some(now + PINNED);
+        if self.held_bytes <= RING_BYTES && self.held.len() <= MAX_HELD {
+            channel.pinned = Some(now + PINNED);
+        }
         self.forget(now);
     }
 
