@@ -9,14 +9,13 @@ use crate::statistics::{count, hundredths};
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 use std::time::Duration;
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 
 /// As many viewers in each as a process has open files for.
 const NODES: usize = 8;
 const BROADCASTS: u64 = 5;
 const OPEN_TIMEOUT: Duration = Duration::from_mins(5);
 const ARRIVE_TIMEOUT: Duration = Duration::from_mins(2);
-const SETTLE: Duration = Duration::from_secs(2);
 
 pub(super) async fn measure() -> Result<Value> {
     let ours = Ours::start(NODES).await?;
@@ -30,12 +29,10 @@ pub(super) async fn measure() -> Result<Value> {
         apart: true,
     };
     let mut crowd = Crowd::start(&plan)?;
-    sleep(SETTLE).await;
-    let (idle, kernel) = (usage::pss(&ours.pids())?, usage::kernel()?);
+    let (idle, kernel) = (usage::settled_pss(&ours.pids()).await?, usage::kernel()?);
     let opened = crowd.open(viewers, OPEN_TIMEOUT).await?;
-    sleep(SETTLE).await;
+    let open = usage::settled_pss(&ours.pids()).await?;
     let kernel = usage::kernel()? - kernel;
-    let open = usage::pss(&ours.pids())?;
     println!("  {viewers} connections are open after {:.1} s", opened.as_secs_f64());
 
     let mut publisher = ours.publisher(1);
@@ -47,8 +44,7 @@ pub(super) async fn measure() -> Result<Value> {
     let each = started.elapsed() / u32::try_from(BROADCASTS)?;
     publisher.flush().await?;
     let report = crowd.report().await?;
-    sleep(SETTLE).await;
-    let after = usage::pss(&ours.pids())?;
+    let after = usage::settled_pss(&ours.pids()).await?;
     crowd.stop().await?;
     ours.stop().await?;
     let whole = report.cuts + report.missed + report.repeated == 0;

@@ -11,13 +11,10 @@ use crate::statistics::{count, hundredths, median};
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 use std::time::Duration;
-use tokio::time::sleep;
 
 const BROADCASTS: u64 = 200;
 const OPEN_TIMEOUT: Duration = Duration::from_mins(2);
 const ARRIVE_TIMEOUT: Duration = Duration::from_mins(2);
-/// For what a server does a moment later, such as giving memory back.
-const SETTLE: Duration = Duration::from_secs(2);
 
 /// Bytes of each connection.
 struct Each {
@@ -52,11 +49,9 @@ async fn one(kind: Kind, viewers: usize) -> Result<Each> {
     let mut crowd = Crowd::start(&Plan { servers, path, topics: 1, viewers, processes: 1, apart: false })?;
     let few = viewers / 4;
     crowd.open(few, OPEN_TIMEOUT).await?;
-    sleep(SETTLE).await;
-    let with_few = server.pss()?;
+    let with_few = server.pss().await?;
     crowd.open(viewers, OPEN_TIMEOUT).await?;
-    sleep(SETTLE).await;
-    let with_all = server.pss()?;
+    let with_all = server.pss().await?;
     let mut publisher = server.publisher().await?;
     let mut last = 0;
     for _ in 0..BROADCASTS {
@@ -67,8 +62,7 @@ async fn one(kind: Kind, viewers: usize) -> Result<Each> {
     publisher.flush().await?;
     let report = crowd.report().await?;
     ensure!(report.missed + report.repeated == 0, "events were missed: {}", super::crowd::brief(&report));
-    sleep(SETTLE).await;
-    let after = server.pss()?;
+    let after = server.pss().await?;
     ensure!(last == BROADCASTS && report.cuts == 0, "connections were cut");
     crowd.stop().await?;
     server.stop().await?;

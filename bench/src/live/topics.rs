@@ -20,7 +20,6 @@ const PER_S: u32 = 2_000;
 const WARM_UP: Duration = Duration::from_secs(6);
 const WINDOW: Duration = Duration::from_secs(10);
 const OPEN_TIMEOUT: Duration = Duration::from_mins(5);
-const SETTLE: Duration = Duration::from_secs(2);
 
 struct Run {
     per_cpu_s: f64,
@@ -56,11 +55,9 @@ async fn one() -> Result<Run> {
         apart: true,
     };
     let mut crowd = Crowd::start(&plan)?;
-    sleep(SETTLE).await;
-    let idle = usage::pss(&pids)?;
+    let idle = usage::settled_pss(&pids).await?;
     let opened = crowd.open(viewers, OPEN_TIMEOUT).await?;
-    sleep(SETTLE).await;
-    let open = usage::pss(&pids)?;
+    let open = usage::settled_pss(&pids).await?;
 
     let publisher = ours.publisher(TOPICS).start(PER_S);
     sleep(WARM_UP).await;
@@ -71,8 +68,7 @@ async fn one() -> Result<Run> {
     let (cpu, bus) = (usage::cpu(&pids)?.saturating_sub(cpu), ours.bus_cpu()?.saturating_sub(bus));
     let time = started.elapsed();
     publisher.stop().await?;
-    sleep(SETTLE).await;
-    let after = usage::pss(&pids)?;
+    let after = usage::settled_pss(&pids).await?;
     crowd.stop().await?;
     ours.stop().await?;
     let whole = report.cuts + report.missed + report.repeated == 0;

@@ -1,11 +1,18 @@
 //! What processes and the kernel use, as the kernel tells it.
 
 use crate::cpu;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use std::{fs, time::Duration};
+use tokio::time::{Instant, sleep};
 
 /// The kernel counts the buffers of sockets in pages.
 const PAGE_BYTES: f64 = 4_096.0;
+/// More than twice as long as our gateway waits before it takes a wave for over.
+const STILL_FOR: Duration = Duration::from_secs(5);
+/// What a server does beside may touch a few pages.
+const STILL_BYTES: f64 = 65_536.0;
+const SETTLE_TIMEOUT: Duration = Duration::from_mins(1);
+const POLL: Duration = Duration::from_millis(500);
 
 /// Bytes of user space: of pages that others share, the part.
 pub(super) fn pss(pids: &[u32]) -> Result<f64> {
@@ -17,6 +24,21 @@ pub(super) fn pss(pids: &[u32]) -> Result<f64> {
         }
     }
     Ok(sum)
+}
+
+/// Once it no longer changes: a server gives back what a wave of connections took some time after the wave.
+pub(super) async fn settled_pss(pids: &[u32]) -> Result<f64> {
+    let deadline = Instant::now() + SETTLE_TIMEOUT;
+    let (mut last, mut since) = (pss(pids)?, Instant::now());
+    while since.elapsed() < STILL_FOR {
+        sleep(POLL).await;
+        let now = pss(pids)?;
+        if (now - last).abs() > STILL_BYTES {
+            (last, since) = (now, Instant::now());
+        }
+        ensure!(Instant::now() < deadline, "memory does not settle within {SETTLE_TIMEOUT:?}");
+    }
+    Ok(last)
 }
 
 /// Of the processes and of their children.

@@ -70,8 +70,9 @@ impl Server {
         }
     }
 
-    pub(super) fn pss(&self) -> Result<f64> {
-        usage::pss(&self.pids())
+    /// Of user space, once it no longer changes.
+    pub(super) async fn pss(&self) -> Result<f64> {
+        usage::settled_pss(&self.pids()).await
     }
 
     pub(super) fn cpu(&self) -> Result<Duration> {
