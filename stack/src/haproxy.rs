@@ -11,6 +11,7 @@ use std::{
     fmt::Write,
     fs,
     net::{Ipv4Addr, SocketAddr},
+    path::Path,
     time::Duration,
 };
 use tokio::{
@@ -28,6 +29,7 @@ const MAX_STATE_BYTES: u64 = 1 << 20;
 pub struct Haproxy {
     process: Option<Process>,
     command: Command,
+    scheme: &'static str,
     address: Ipv4Addr,
     port: Port,
     stats: Port,
@@ -43,18 +45,42 @@ pub struct Nodes {
 impl Haproxy {
     /// Listens on `address`, for its clients.
     pub async fn start(data_dir: &DataDir, address: Ipv4Addr, nodes: &Nodes) -> Result<Self> {
+        Self::start_as(data_dir, address, nodes, None).await
+    }
+
+    /// The same, with TLS and HTTP/2; `certificate` is a PEM file with its key.
+    pub async fn start_with_tls(
+        data_dir: &DataDir,
+        address: Ipv4Addr,
+        nodes: &Nodes,
+        certificate: &Path,
+    ) -> Result<Self> {
+        Self::start_as(data_dir, address, nodes, Some(certificate)).await
+    }
+
+    async fn start_as(
+        data_dir: &DataDir,
+        address: Ipv4Addr,
+        nodes: &Nodes,
+        certificate: Option<&Path>,
+    ) -> Result<Self> {
         let (port, stats) = (Port::reserve()?, Port::reserve()?);
         let config = data_dir.path().join("haproxy.cfg");
-        fs::write(&config, render(TEMPLATE, (address, port.number()).into(), stats.address(), nodes))?;
+        let mut bind = SocketAddr::from((address, port.number())).to_string();
+        if let Some(certificate) = certificate {
+            write!(bind, " ssl crt {} alpn h2,http/1.1", certificate.display())?;
+        }
+        fs::write(&config, render(TEMPLATE, &bind, stats.address(), nodes))?;
+        let scheme = if certificate.is_some() { "https" } else { "http" };
         let command = Command::new("haproxy", programs::HAPROXY.find()?, &data_dir.log());
         let command = command.args(["-db", "-f"]).args([&config]);
-        let mut this = Self { process: None, command, address, port, stats };
+        let mut this = Self { process: None, command, scheme, address, port, stats };
         this.run().await?;
         Ok(this)
     }
 
     pub fn url(&self) -> String {
-        format!("http://{}:{}", self.address, self.port.number())
+        format!("{}://{}:{}", self.scheme, self.address, self.port.number())
     }
 
     pub async fn stop(&mut self) -> Result<()> {
@@ -111,7 +137,7 @@ impl Haproxy {
 /// Replaces what the template says about addresses: its `bind`, its `stats socket`, and the servers of each backend.
 ///
 /// A backend's servers are those of the first word of its server's name, `api` or `live`; their options are kept.
-fn render(template: &str, bind: SocketAddr, stats: SocketAddr, nodes: &Nodes) -> String {
+fn render(template: &str, bind: &str, stats: SocketAddr, nodes: &Nodes) -> String {
     let mut output = String::new();
     let mut in_servers = false;
     for line in template.lines() {
@@ -160,7 +186,7 @@ mod tests {
     fn the_shipped_configuration_gets_this_stacks_addresses() {
         let address = |port| SocketAddr::from(([127, 0, 0, 1], port));
         let nodes = Nodes { api: vec![address(1), address(2)], live: vec![address(3)] };
-        let config = render(TEMPLATE, address(4), address(5), &nodes);
+        let config = render(TEMPLATE, "127.0.0.1:4", address(5), &nodes);
         assert_eq!(config.matches("bind 127.0.0.1:4").count(), 1);
         assert_eq!(config.matches("stats socket ipv4@127.0.0.1:5").count(), 1);
         // Two backends lead to the API: requests, and builders' connections.

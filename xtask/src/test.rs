@@ -21,7 +21,7 @@ pub(crate) struct Arguments {
 pub(crate) async fn run(arguments: Arguments) -> Result<()> {
     std::env::set_current_dir(dev::workspace()?).context("cannot enter the workspace")?;
     programs::install_missing(programs::BASE, say::line)?;
-    programs::install_missing(&[programs::REDIS_SERVER, programs::IP], say::line)?;
+    programs::install_missing(&[programs::REDIS_SERVER, programs::NGINX, programs::IP], say::line)?;
     ensure_tools().await?;
     step("formatting", &["fmt", "--all", "--check"], "run `cargo fmt --all`").await?;
     for (name, packages) in CLIPPY {

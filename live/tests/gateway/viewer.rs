@@ -40,6 +40,10 @@ impl Viewer {
         this
     }
 
+    pub(crate) fn version(&self) -> reqwest::Version {
+        self.response.version()
+    }
+
     /// Waits for an id that comes without an event.
     pub(crate) async fn quietly_reaches(&mut self, id: &str) {
         while self.last_id != id {
