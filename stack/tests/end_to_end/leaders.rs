@@ -17,6 +17,8 @@ use std::time::Duration;
 /// For servers that were killed to have everything again.
 const CATCH_UP: Duration = Duration::from_mins(2);
 const JOBS: usize = 6;
+/// More often than a builder has to.
+const BEAT: Duration = Duration::from_secs(5);
 /// Lines that a builder writes from a leader's death on, each after the one before was acknowledged.
 const LINES: u64 = 20;
 
@@ -51,9 +53,22 @@ async fn jobs_outlive_the_leaders_of_their_messages() {
         nats.servers[leader].kill9().await.unwrap();
         seq = write(&mut peer, &job, seq).await;
         let nats = &mut scene.cluster.nats;
-        another_leads(nats, stream, leader).await;
-        nats.servers[leader].restart().await.unwrap();
-        nats.wait_for_replicas(CATCH_UP).await.unwrap();
+        let recovers = async {
+            another_leads(nats, stream, leader).await;
+            nats.servers[leader].restart().await.unwrap();
+            nats.wait_for_replicas(CATCH_UP).await.unwrap();
+        };
+        // A builder that says nothing for so long is given up.
+        let beats = async {
+            loop {
+                peer.beat(&[&job]).await;
+                tokio::time::sleep(BEAT).await;
+            }
+        };
+        tokio::select! {
+            () = recovers => {}
+            () = beats => {}
+        }
     }
 
     let sha256 = Sha256Hex::of(METADATA).to_string();
