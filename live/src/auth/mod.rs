@@ -11,6 +11,7 @@ use crate::problem::Problem;
 use axum::http::{HeaderMap, header};
 use cratemill_protocol::{UserTopic, topic::Topic};
 use cratemill_service::clock;
+use std::sync::Arc;
 
 /// A query's key for a token: browsers cannot set a header for an event stream.
 const QUERY_KEY: &str = "token";
@@ -19,6 +20,8 @@ const QUERY_KEY: &str = "token";
 pub struct Access {
     /// None where the operator has set no secret: then there are no tokens.
     signer: Option<Signer>,
+    /// Most have no token.
+    anybody: Arc<Holder>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -37,7 +40,9 @@ pub enum Denied {
 
 impl Access {
     pub fn new(secret: Option<&Secret>) -> Self {
-        Self { signer: secret.map(Signer::new) }
+        let signer = secret.map(Signer::new);
+        let anybody = if signer.is_some() { Holder::NoToken } else { Holder::NotConfigured };
+        Self { signer, anybody: Arc::new(anybody) }
     }
 
     pub fn publish(&self, headers: &HeaderMap, topic: &UserTopic) -> Result<(), Denied> {
@@ -46,13 +51,13 @@ impl Access {
     }
 
     /// Who opens a connection on which topics are named later. A token that is no good is refused at once.
-    pub fn holder(&self, headers: &HeaderMap, query: &[(String, String)]) -> Result<Holder, Denied> {
-        let token = bearer(headers).or_else(|| in_query(query));
-        if self.signer.is_none() || token.is_none() {
-            let without = if self.signer.is_none() { Holder::NotConfigured } else { Holder::NoToken };
-            return Ok(without);
+    pub fn holder(&self, headers: &HeaderMap, query: &[(String, String)]) -> Result<Arc<Holder>, Denied> {
+        match bearer(headers).or_else(|| in_query(query)) {
+            Some(token) if self.signer.is_some() => {
+                Ok(Arc::new(Holder::Claims(Box::new(self.claims(Some(token))?))))
+            }
+            _ => Ok(Arc::clone(&self.anybody)),
         }
-        self.claims(token).map(Box::new).map(Holder::Claims)
     }
 
     /// All of it or nothing. Without a private topic nobody looks at a token.

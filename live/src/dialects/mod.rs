@@ -1,4 +1,127 @@
-//! What viewers speak. A dialect parses a subscription, says who may have it, and encodes what the engine delivers;
-//! it touches neither the bus nor a socket.
+//! What viewers speak. A dialect parses what is asked for, names what [`crate::auth`] is to allow, and encodes what the
+//! engine delivers; it touches neither the bus nor a socket.
+//!
+//! A new one is a variant here and a module that the match arms call: the engine and the reactors know no other words.
 
 pub mod native;
+
+use crate::{
+    engine::{
+        frame::Frame,
+        position::Position,
+        viewer::{DropReason, Item, ResetReason, What},
+    },
+    ws::frames::{self, RESTART, TRY_AGAIN},
+};
+use bytes::{Bytes, BytesMut};
+use cratemill_protocol::topic::Topic;
+use native::{encode, ws};
+
+/// One byte for each connection.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Dialect {
+    /// Server-sent events: what is followed stands in the request.
+    #[default]
+    Events,
+    /// JSON over WebSocket: it asks when it is open, topic by topic.
+    Socket,
+}
+
+/// What a connection over WebSocket asks for.
+pub use native::ws::Request;
+
+/// What is said of a topic, beside its messages.
+#[derive(Debug, Clone, Copy)]
+pub enum Said<'a> {
+    /// What comes after the position follows.
+    Subscribed(&'a Topic, &'a Position),
+    Unsubscribed(&'a Topic),
+    /// Something is gone for good.
+    Reset(&'a Topic, &'a Position, ResetReason),
+    Error(Option<&'a Topic>, &'a str),
+    Pong,
+}
+
+impl Dialect {
+    pub fn is_socket(self) -> bool {
+        match self {
+            Self::Events => false,
+            Self::Socket => true,
+        }
+    }
+
+    /// Of the channel of `topics`, for whoever has then seen everything up to `position`.
+    pub fn message(self, frame: &Frame, topics: &[Topic], position: &Position, out: &mut BytesMut) {
+        match self {
+            Self::Events => encode::frame(frame, position, out),
+            // It has a channel for each of its topics.
+            Self::Socket => {
+                for topic in topics {
+                    frames::put_text(&ws::event(&topic.to_string(), frame, position), out);
+                }
+            }
+        }
+    }
+
+    /// A sign of life, with how far it is in all that it follows, where that can be said.
+    pub fn alive(self, position: Option<&Position>) -> Bytes {
+        match (self, position) {
+            (Self::Events, Some(position)) => {
+                encoded(&Item { what: What::Alive, position: position.clone() })
+            }
+            (Self::Events, None) => encode::heartbeat(),
+            (Self::Socket, position) => text(&ws::heartbeat(position)),
+        }
+    }
+
+    /// Nothing where the dialect has no words for it.
+    pub fn say(self, said: Said<'_>) -> Bytes {
+        match (self, said) {
+            (Self::Events, Said::Reset(topic, position, reason)) => {
+                let what = What::Reset { topic: topic.clone(), reason };
+                encoded(&Item { what, position: position.clone() })
+            }
+            (Self::Events, _) => Bytes::new(),
+            (Self::Socket, Said::Subscribed(topic, position)) => text(&ws::subscribed(topic, position)),
+            (Self::Socket, Said::Unsubscribed(topic)) => text(&ws::unsubscribed(topic)),
+            (Self::Socket, Said::Reset(topic, position, reason)) => text(&ws::reset(topic, position, reason)),
+            (Self::Socket, Said::Error(topic, why)) => text(&ws::error(topic, why)),
+            (Self::Socket, Said::Pong) => text(&ws::pong()),
+        }
+    }
+
+    /// What somebody says over a WebSocket; nothing is expected of others.
+    pub fn request(self, text: &str) -> Result<Request, ws::Error> {
+        Request::parse(text)
+    }
+
+    /// The last words to one that is let go; it may come back.
+    pub fn dropped(self, reason: DropReason) -> Bytes {
+        match (self, reason) {
+            (Self::Events, _) => encode::dropped(reason),
+            (Self::Socket, DropReason::Slow) => frames::close(TRY_AGAIN, encode::drop_reason(reason)),
+            (Self::Socket, DropReason::Broken) => frames::close(RESTART, encode::drop_reason(reason)),
+        }
+    }
+
+    /// The last words of a node that goes away.
+    pub fn draining(self) -> Bytes {
+        match self {
+            Self::Events => encode::draining(),
+            Self::Socket => frames::close(RESTART, "draining"),
+        }
+    }
+}
+
+fn encoded(item: &Item) -> Bytes {
+    let mut out = BytesMut::new();
+    encode::item(item, &mut out);
+    out.freeze()
+}
+
+/// In a frame.
+fn text(message: &[u8]) -> Bytes {
+    let mut out = BytesMut::new();
+    frames::put_text(message, &mut out);
+    out.freeze()
+}

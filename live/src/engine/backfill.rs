@@ -87,6 +87,8 @@ pub enum Outcome {
     Done,
     /// It is more than a ring is for, or the stream has not everything any more.
     TooMuch,
+    /// Others are read for, or the bus is slow.
+    Busy,
 }
 
 impl Backfills {
@@ -105,6 +107,10 @@ impl Backfills {
         seen: Mark,
         floor: Mark,
     ) -> Outcome {
+        if hub.channels(|channels, _| channels.get(channel).is_some_and(|channel| channel.is_too_much(seen)))
+        {
+            return Outcome::TooMuch;
+        }
         let waiting =
             Waiting { all: self, channel, wanted: Arc::clone(self.lock().entry(channel).or_default()) };
         waiting.wanted.want(seen);
@@ -127,18 +133,18 @@ impl Backfills {
         let reading = tokio::spawn(async move {
             let _turn = turn;
             let read = all.fetch(&hub, channel, &topics, from, floor);
-            let outcome = timeout(READING, read).await.unwrap_or(Outcome::TooMuch);
+            let outcome = timeout(READING, read).await.unwrap_or(Outcome::Busy);
             if outcome == Outcome::Done || from == seen {
                 return outcome;
             }
             // Somebody else missed more than a ring holds.
             let read = all.fetch(&hub, channel, &topics, seen, floor);
-            timeout(READING, read).await.unwrap_or(Outcome::TooMuch)
+            timeout(READING, read).await.unwrap_or(Outcome::Busy)
         });
-        reading.await.unwrap_or(Outcome::TooMuch)
+        reading.await.unwrap_or(Outcome::Busy)
     }
 
-    /// What came after `from` in a stream whose part of the ring begins later.
+    /// What came after `from` in a stream whose part of the ring begins later. What is too much is not read twice.
     async fn fetch(
         &self,
         hub: &Hub,
@@ -148,10 +154,26 @@ impl Backfills {
         until: Mark,
     ) -> Outcome {
         let Ok(Ok(_permit)) = timeout(READINGS_PATIENCE, self.readings.acquire()).await else {
-            return Outcome::TooMuch;
+            return Outcome::Busy;
         };
         // A floor goes back, or stays.
         let from = from.least(until);
+        let Some((floor, read)) = self.collect(topics, from, until).await else {
+            hub.channels(|channels, _| channels.set_too_much(channel, from, until));
+            return Outcome::TooMuch;
+        };
+        let has_room =
+            hub.channels(|channels, _| channels.prepend(channel, floor, until, read, Instant::now()));
+        if has_room { Outcome::Done } else { Outcome::Busy }
+    }
+
+    /// Where it begins, and the messages; nothing if they are too many, or some are gone.
+    async fn collect(
+        &self,
+        topics: &[Topic],
+        from: Mark,
+        until: Mark,
+    ) -> Option<(Mark, Vec<(Entry, usize)>)> {
         let (mut read, mut bytes, mut mark) = (Vec::new(), 0, until);
         for source in Source::ALL {
             if topics.iter().any(|topic| Source::of_topic(topic) == source) {
@@ -173,10 +195,10 @@ impl Backfills {
             let mut replay =
                 Replay::new(&self.jetstream, source, filter, mark.get(source), until.get(source));
             while let Some(next) = replay.next().await {
-                let Read::Message(stored) = next else { return Outcome::TooMuch };
+                let Read::Message(stored) = next else { return None };
                 bytes += stored.payload.len();
                 if read.len() >= MAX_MESSAGES || bytes > MAX_BYTES {
-                    return Outcome::TooMuch;
+                    return None;
                 }
                 if filters.iter().any(|filter| subjects::matches(filter, &stored.subject))
                     && let Some(frame) = Frame::decode(source, stored.sequence, &stored.payload)
@@ -187,8 +209,7 @@ impl Backfills {
             }
             mark.set(source, until.get(source));
         }
-        hub.channels(|channels, _| channels.prepend(channel, floor, until, read, Instant::now()));
-        Outcome::Done
+        Some((floor, read))
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<ChannelId, Arc<Wanted>>> {

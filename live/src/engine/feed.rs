@@ -7,22 +7,22 @@
 use crate::{
     engine::{
         Source,
-        hub::{Delivery, Hub},
+        hub::Hub,
         replay::{self, Bounds, Read, Replay},
     },
     metrics,
 };
 use anyhow::Context as _;
-use async_nats::{Message, header};
+use async_nats::{Message, Subscriber, header};
 use cratemill_protocol::subjects;
 use cratemill_service::bus::Bus;
-use futures_util::StreamExt as _;
+use futures_util::{StreamExt as _, future::select_all};
 use std::{
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 /// How often the streams are compared with what arrived: a lost last message is late by twice this at most.
 const PROBE_EVERY: Duration = Duration::from_millis(500);
@@ -30,7 +30,6 @@ const PROBE_EVERY: Duration = Duration::from_millis(500);
 /// What a stream said about itself.
 #[derive(Debug, Clone, Copy)]
 struct Probe {
-    source: Source,
     last: u64,
     /// Up to here everything should have arrived by now.
     due: u64,
@@ -38,52 +37,107 @@ struct Probe {
     position: Option<u64>,
 }
 
+/// Messages of one stream that wait while it is read again; what comes on top is read again too.
+const WAITING: usize = 4_096;
+
 pub async fn run(bus: Bus, hub: Arc<Hub>, shutdown: CancellationToken) -> anyhow::Result<()> {
-    let mut messages = bus.client.subscribe(subjects::LIVE_ALL).await.context("cannot subscribe")?;
-    let (sender, mut probes) = mpsc::channel(1);
-    let feed = Feed { bus, hub };
-    let work = async {
-        loop {
-            tokio::select! {
-                message = messages.next() => match message {
-                    Some(message) => feed.take(&message).await,
-                    None => anyhow::bail!("the subscription ended"),
-                },
-                Some(probe) = probes.recv() => feed.compare(probe).await,
-            }
-        }
-    };
+    let messages = bus.client.subscribe(subjects::LIVE_ALL).await.context("cannot subscribe")?;
+    let (mut lines, mut feeds) = (Vec::new(), Vec::new());
+    for source in Source::ALL {
+        let (sender, line) = mpsc::channel(WAITING);
+        let feed = Feed { bus: bus.clone(), hub: Arc::clone(&hub), source };
+        lines.push((source, sender));
+        // A stream that is read again holds up no other one.
+        feeds.push(AbortOnDropHandle::new(tokio::spawn(feed.run(line))));
+    }
+    let ended = select_all(feeds);
     tokio::select! {
-        result = work => result,
-        () = feed.probe(sender) => Ok(()),
+        () = sort(messages, &lines) => anyhow::bail!("the subscription ended"),
+        (result, ..) = ended => result.context("a feed died"),
         () = shutdown.cancelled() => Ok(()),
+    }
+}
+
+/// To each stream's feed what is its own.
+async fn sort(mut messages: Subscriber, lines: &[(Source, mpsc::Sender<Live>)]) {
+    while let Some(message) = messages.next().await {
+        let Some(live) = Live::parse(message) else { continue };
+        if let Some((_, line)) = lines.iter().find(|(source, _)| *source == live.source) {
+            // Where the line is full there is a gap, which the feed sees.
+            let _ = line.try_send(live);
+        }
+    }
+}
+
+/// What a stream sent again.
+struct Live {
+    source: Source,
+    sequence: u64,
+    message: Message,
+}
+
+impl Live {
+    fn parse(message: Message) -> Option<Self> {
+        let place = |message: &Message| {
+            let headers = message.headers.as_ref()?;
+            let source = Source::of_stream(headers.get(header::NATS_STREAM)?.as_str())?;
+            let sequence = headers.get(header::NATS_SEQUENCE)?.as_str().parse().ok()?;
+            message.subject.starts_with(subjects::LIVE_PREFIX).then_some((source, sequence))
+        };
+        let Some((source, sequence)) = place(&message) else {
+            tracing::warn!(subject = %message.subject, "a message without its place in a stream");
+            return None;
+        };
+        Some(Self { source, sequence, message })
+    }
+
+    fn subject(&self) -> &str {
+        self.message.subject.strip_prefix(subjects::LIVE_PREFIX).unwrap_or_default()
     }
 }
 
 struct Feed {
     bus: Bus,
     hub: Arc<Hub>,
+    source: Source,
 }
 
 impl Feed {
-    async fn take(&self, message: &Message) {
-        let Some((source, sequence, subject)) = parse(message) else {
-            tracing::warn!(subject = %message.subject, "a message without its place in a stream");
-            return;
+    /// Until nothing comes any more.
+    async fn run(self, mut inbox: mpsc::Receiver<Live>) {
+        let (sender, mut probes) = mpsc::channel(1);
+        let follow = async {
+            loop {
+                tokio::select! {
+                    live = inbox.recv() => match live {
+                        Some(live) => self.take(&live).await,
+                        None => return,
+                    },
+                    Some(probe) = probes.recv() => self.compare(probe).await,
+                }
+            }
         };
+        tokio::select! {
+            () = follow => {}
+            () = self.probe(sender) => {}
+        }
+    }
+
+    async fn take(&self, live: &Live) {
+        let (source, sequence) = (self.source, live.sequence);
         // Until it is known where the stream is, nobody is subscribed.
         let Some(position) = self.hub.position(source) else { return };
         if sequence <= position {
             return;
         }
         if sequence > position + 1 {
-            self.repair(source, position, sequence - 1).await;
+            self.repair(position, sequence - 1).await;
         }
-        self.hub.publish(source, sequence, subject, &message.payload);
+        self.hub.publish(source, sequence, live.subject(), &live.message.payload);
     }
 
     async fn compare(&self, probe: Probe) {
-        let Probe { source, last, due, .. } = probe;
+        let (source, Probe { last, due, .. }) = (self.source, probe);
         match self.hub.position(source) {
             None => {
                 tracing::info!(stream = source.stream(), sequence = last, "following");
@@ -91,56 +145,51 @@ impl Feed {
             }
             Some(_) if probe.position.is_some_and(|position| last < position) => {
                 tracing::error!(stream = source.stream(), sequence = last, "the stream began anew");
-                self.hub.set_position(source, last);
-                self.hub.tell(source, &Delivery::Broken);
+                self.hub.break_off(source, last);
             }
-            Some(position) if position < due => self.repair(source, position, last).await,
+            Some(position) if position < due => self.repair(position, last).await,
             Some(_) => {}
         }
     }
 
     /// Publishes what lies after `from`, up to and with `to`; it takes as long as the bus is away.
-    async fn repair(&self, source: Source, from: u64, to: u64) {
+    async fn repair(&self, from: u64, to: u64) {
+        let source = self.source;
+        if self.hub.skip(source, to) {
+            return;
+        }
         tracing::warn!(stream = source.stream(), from, to, "reading what did not arrive");
         metrics::repair(source.stream());
         let mut replay = Replay::new(&self.bus.jetstream, source, source.everything().to_owned(), from, to);
-        let mut expired = false;
         while let Some(read) = replay.next().await {
             match read {
                 Read::Message(stored) => {
                     self.hub.publish(source, stored.sequence, &stored.subject, &stored.payload);
                 }
-                Read::Expired { next } if !expired => {
-                    expired = true;
-                    // Whoever comes from before it is told too, by its own reading.
-                    self.hub.set_position(source, next.saturating_sub(1));
-                    self.hub.tell(source, &Delivery::Broken);
-                }
-                Read::Expired { .. } => {}
+                // Whoever comes from before it is told too, by its own reading.
+                Read::Expired { next } => self.hub.break_off(source, next.saturating_sub(1)),
             }
         }
         self.hub.set_position(source, to);
         if source == Source::Logs {
-            self.hub.tell(source, &Delivery::Repaired);
+            self.hub.repaired(source);
         }
     }
 
-    /// Asks the streams again and again, beside the messages so that a slow answer holds up none.
+    /// Asks the stream again and again, beside the messages so that a slow answer holds up none.
     async fn probe(&self, probes: mpsc::Sender<Probe>) {
         let mut every = tokio::time::interval(PROBE_EVERY);
         every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut memories = Source::ALL.map(Memory::new);
+        let mut memory = Memory::new(self.source);
         loop {
             every.tick().await;
-            for memory in &mut memories {
-                let connects = self.bus.client.statistics().connects.load(Ordering::Relaxed);
-                let position = self.hub.position(memory.source);
-                let answer = replay::bounds(&self.bus.jetstream, memory.source).await;
-                if let Some(probe) = memory.take(answer, position, connects)
-                    && probes.send(probe).await.is_err()
-                {
-                    return;
-                }
+            let connects = self.bus.client.statistics().connects.load(Ordering::Relaxed);
+            let position = self.hub.position(self.source);
+            let answer = replay::bounds(&self.bus.jetstream, self.source).await;
+            if let Some(probe) = memory.take(answer, position, connects)
+                && probes.send(probe).await.is_err()
+            {
+                return;
             }
         }
     }
@@ -183,15 +232,8 @@ impl Memory {
         // What was stored at the last question has had time to arrive; after a reconnect nothing arrives by itself.
         let due = if self.connects == connects { self.last } else { last };
         (self.last, self.connects) = (last, connects);
-        Some(Probe { source: self.source, last, due, position })
+        Some(Probe { last, due, position })
     }
-}
-
-fn parse(message: &Message) -> Option<(Source, u64, &str)> {
-    let headers = message.headers.as_ref()?;
-    let source = Source::of_stream(headers.get(header::NATS_STREAM)?.as_str())?;
-    let sequence = headers.get(header::NATS_SEQUENCE)?.as_str().parse().ok()?;
-    Some((source, sequence, message.subject.strip_prefix(subjects::LIVE_PREFIX)?))
 }
 
 #[cfg(test)]

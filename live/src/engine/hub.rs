@@ -97,9 +97,30 @@ impl Hub {
         *self.lock().position(source)
     }
 
-    /// From here on, without publishing: where the feed begins, or begins anew.
+    /// From here on, without publishing: where the feed begins, or what came before was published.
     pub fn set_position(&self, source: Source, sequence: u64) {
         *self.lock().position(source) = Some(sequence);
+    }
+
+    /// The same, if nobody would have got what comes before. False if somebody follows the stream.
+    pub fn skip(&self, source: Source, sequence: u64) -> bool {
+        let mut inner = self.lock();
+        let is_of = |topic: &Topic| Source::of_topic(topic) == source;
+        let followed = inner.topics.keys().any(is_of) || inner.channels.topics().any(is_of);
+        if !followed {
+            *inner.position(source) = Some(sequence);
+        }
+        !followed
+    }
+
+    /// The stream does not go on where it was: nobody gets a position behind the break before it is told of it.
+    pub fn break_off(&self, source: Source, sequence: u64) {
+        let mut inner = self.lock();
+        *inner.position(source) = Some(sequence);
+        inner.tell(source, &Delivery::Broken);
+        let wanted = inner.channels.break_off(source);
+        drop(inner);
+        self.wake(wanted);
     }
 
     /// The next message of a stream. It is decoded only if somebody follows it.
@@ -176,18 +197,9 @@ impl Hub {
         look(&mut inner.channels, mark)
     }
 
-    /// To all who follow a topic of this stream.
-    pub fn tell(&self, source: Source, delivery: &Delivery) {
-        let mut inner = self.lock();
-        let topics: Vec<_> =
-            inner.topics.keys().filter(|topic| Source::of_topic(topic) == source).cloned().collect();
-        inner.deliver(&topics, 0, delivery);
-        let wanted = match delivery {
-            Delivery::Broken => inner.channels.break_off(source),
-            Delivery::Frame(_) | Delivery::Repaired => Wanted::default(),
-        };
-        drop(inner);
-        self.wake(wanted);
+    /// The feed had to read some of this stream again.
+    pub fn repaired(&self, source: Source) {
+        self.lock().tell(source, &Delivery::Repaired);
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -225,6 +237,19 @@ impl Inner {
                 }
             }
         }
+        self.let_go(behind);
+    }
+
+    /// To all who follow a topic of this stream.
+    fn tell(&mut self, source: Source, delivery: &Delivery) {
+        let follows = |outlet: &Outlet| outlet.topics.iter().any(|topic| Source::of_topic(topic) == source);
+        let told = self.viewers.iter().filter(|(_, outlet)| follows(outlet));
+        let behind: Vec<u64> =
+            told.filter(|(_, outlet)| !outlet.offer(0, delivery)).map(|(id, _)| *id).collect();
+        self.let_go(behind);
+    }
+
+    fn let_go(&mut self, behind: Vec<u64>) {
         for id in behind {
             metrics::overflow();
             self.remove(id);
@@ -391,12 +416,24 @@ mod tests {
         assert_eq!(next_sequence(&mut one).await, 6);
         assert_eq!(next_sequence(&mut one).await, 11);
         assert!(other.is_empty());
-        hub.tell(Source::Topics, &Delivery::Broken);
+        hub.break_off(Source::Topics, 8);
         assert!(matches!(other.next().await, Some(Delivery::Broken)));
         let (quiet, positions) = hub.subscribe(&topics(&["queue"])).unwrap();
-        assert_eq!(positions, Positions { events: 11, topics: 6, logs: 0 });
-        hub.tell(Source::Topics, &Delivery::Broken);
+        assert_eq!(positions, Positions { events: 11, topics: 8, logs: 0 });
+        hub.break_off(Source::Topics, 9);
         assert!(quiet.is_empty());
+    }
+
+    #[test]
+    fn what_nobody_follows_is_skipped() {
+        let hub = hub();
+        assert!(hub.skip(Source::Logs, 9));
+        let (log, _) = hub.subscribe(&topics(&["job.7.log"])).unwrap();
+        assert!(!hub.skip(Source::Logs, 12) && hub.skip(Source::Topics, 7));
+        assert_eq!(hub.positions(), Some(Positions { events: 10, topics: 7, logs: 9 }));
+        drop(log);
+        let Joined::At { .. } = hub.join(&topics(&["queue"]), None, 0) else { panic!("no place") };
+        assert!(hub.skip(Source::Logs, 12) && !hub.skip(Source::Events, 12));
     }
 
     #[tokio::test]

@@ -61,6 +61,7 @@ struct Open {
     batch: Option<pull::Batch>,
     /// Deliveries are numbered without gaps.
     deliveries: u64,
+    batches: u64,
 }
 
 /// The first message that a stream has, and the last it ever had.
@@ -156,7 +157,20 @@ impl Replay {
             }
         }
         let Some(open) = &mut self.open else { return Ok(None) };
-        if let Some(stored) = open.next().await? {
+        let was = open.batches;
+        let stored = open.next().await?;
+        let begins = open.batches != was;
+        // What the server removes while it is read is left out without a word: nothing of a batch may be older than it.
+        let skips = stored.as_ref().is_none_or(|stored| begins && stored.sequence > self.next);
+        if skips && self.source != Source::Logs {
+            let first = bounds(&self.jetstream, self.source).await?.first;
+            if first > self.next {
+                self.next = stored.map_or(first, |stored| stored.sequence.min(first));
+                self.open = None;
+                return Ok(Some(Read::Expired { next: self.next }));
+            }
+        }
+        if let Some(stored) = stored {
             return Ok(Some(Read::Message(stored)));
         }
         self.check_end().await?;
@@ -205,7 +219,7 @@ impl Replay {
         };
         let consumer = tokio::time::timeout(PATIENCE, create).await.context("no consumer in time")??;
         let pending = consumer.cached_info().num_pending;
-        Ok(Open { consumer, pending, batch: None, deliveries: 0 })
+        Ok(Open { consumer, pending, batch: None, deliveries: 0, batches: 0 })
     }
 }
 
@@ -218,7 +232,10 @@ impl Open {
             }
             let batch = match &mut self.batch {
                 Some(batch) => batch,
-                none => none.insert(fetch(&self.consumer).await?),
+                none => {
+                    self.batches += 1;
+                    none.insert(fetch(&self.consumer).await?)
+                }
             };
             match tokio::time::timeout(PATIENCE, batch.next()).await.context("the server went silent")? {
                 Some(message) => {

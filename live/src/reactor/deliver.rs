@@ -2,22 +2,20 @@
 
 use super::{
     run::{LISTENING, OWING, Reactor},
-    say::{self, Dialect, Due},
+    say::{self, Due},
     socket::{self, Written},
     table::SlotId,
-    talk::{RESTART, TRY_AGAIN},
 };
 use crate::{
-    dialects::native::encode::drop_reason,
+    dialects::{Dialect, native::encode::drop_reason},
     engine::{channel::ChannelId, viewer::DropReason},
     metrics,
-    ws::frames,
 };
 use bytes::Bytes;
 use nix::sys::epoll::EpollEvent;
 use std::time::{Duration, Instant};
 
-/// What all stuck connections of a reactor may hold together; they share most of it.
+/// What all stuck connections of a node may hold together; they share most of it.
 const OWED_BYTES: usize = 64 << 20;
 
 /// Cursors of a channel of which the bytes are kept while its members are told. After a storm each has its own.
@@ -59,7 +57,7 @@ impl Reactor {
         let Some(slot) = self.table.get(member.slot).filter(|slot| !slot.owing && !slot.leaving) else {
             return;
         };
-        let dialect = if slot.talks { Dialect::WebSocket } else { Dialect::Events };
+        let dialect = slot.dialect;
         // Most are at the same cursor: it was made for the one before.
         let key = (member.cursor, dialect);
         let known = told.dues.iter().rposition(|(known, _)| *known == key);
@@ -89,9 +87,8 @@ impl Reactor {
         match written {
             Written::All => told.unfinished |= next != head,
             Written::Part(count) => {
-                if !self.owe(member.slot, rest(bytes, count)) {
-                    told.gone.push((member.slot, Some(DropReason::Slow)));
-                }
+                let worst = self.owe(member.slot, rest(bytes, count));
+                told.gone.extend(worst.map(|worst| (worst, Some(DropReason::Slow))));
             }
             Written::Gone => told.gone.push((member.slot, None)),
         }
@@ -120,17 +117,17 @@ impl Reactor {
         match socket::write(stream, bytes) {
             Written::All => {}
             Written::Part(count) => {
-                if !self.owe(id, rest(bytes, count)) {
-                    self.drop_for(id, DropReason::Slow);
+                if let Some(worst) = self.owe(id, rest(bytes, count)) {
+                    self.drop_for(worst, DropReason::Slow);
                 }
             }
             Written::Gone => self.close(id),
         }
     }
 
-    /// False if all together are owed more than there is room for: this one has to go.
-    fn owe(&mut self, id: SlotId, bytes: Bytes) -> bool {
-        let Some(slot) = self.table.get(id) else { return true };
+    /// If all together are owed more than there is room for, one has to go.
+    fn owe(&mut self, id: SlotId, bytes: Bytes) -> Option<SlotId> {
+        let slot = self.table.get(id)?;
         slot.owing = true;
         if let Some(stream) = &slot.stream {
             // If it fails, the sweep ends the connection.
@@ -139,10 +136,21 @@ impl Reactor {
         self.owed_bytes += bytes.len();
         let now = Instant::now();
         self.owed.insert(id, Owed { bytes, since: now, first: now });
-        if self.owed_bytes > OWED_BYTES {
-            metrics::overflow();
+        self.forgive()
+    }
+
+    /// Forgets what the one is owed that has been for the longest time, if there is no room for all. It is to be closed.
+    pub(super) fn forgive(&mut self) -> Option<SlotId> {
+        if self.owed_bytes <= OWED_BYTES / self.reactors {
+            return None;
         }
-        self.owed_bytes <= OWED_BYTES
+        metrics::overflow();
+        let (id, _) = self.owed.iter().min_by_key(|(_, owed)| owed.first)?;
+        let id = *id;
+        if let Some(owed) = self.owed.remove(&id) {
+            self.owed_bytes -= owed.bytes.len();
+        }
+        Some(id)
     }
 
     /// The connection takes bytes again.
@@ -187,12 +195,14 @@ impl Reactor {
     /// What is due to one connection that has taken everything before.
     pub(super) fn go_on(&mut self, id: SlotId) {
         let Some(slot) = self.table.get(id) else { return };
-        if !slot.talks {
+        if !slot.dialect.is_socket() {
             let (channel, place) = (slot.channel, slot.member);
             return self.go_on_in(id, channel, place);
         }
         let mut next = 0;
-        while let Some(follows) = self.talks.get(&id).and_then(|talk| talk.follows.get(next)).copied() {
+        while let Some(follows) =
+            self.talks.get(&self.table, id).and_then(|talk| talk.follows.get(next)).copied()
+        {
             self.go_on_in(id, follows.channel, follows.place);
             next += 1;
         }
@@ -221,12 +231,12 @@ impl Reactor {
     /// To one that got nothing for a while. Its peer may be gone: a write finds out.
     pub(super) fn show_life(&mut self, id: SlotId) {
         let Some(slot) = self.table.get(id) else { return };
-        let (talks, channel, place) = (slot.talks, slot.channel, slot.member as usize);
-        let sign = if talks {
-            self.sign_of_life(id)
+        let (dialect, channel, place) = (slot.dialect, slot.channel, slot.member as usize);
+        let sign = if dialect.is_socket() {
+            self.sign_of_life(id, dialect)
         } else {
             let member = self.members.get(&channel).and_then(|members| members.get(place));
-            member.and_then(|member| say::alive(&self.hub, channel, member.cursor))
+            member.and_then(|member| say::alive(&self.hub, channel, member.cursor, dialect))
         };
         let Some(bytes) = sign else { return self.go_on(id) };
         self.give(id, &bytes);
@@ -234,13 +244,9 @@ impl Reactor {
 
     /// Tells it why, if it still takes that.
     pub(super) fn drop_for(&mut self, id: SlotId, reason: DropReason) {
-        metrics::dropped(drop_reason(reason));
         let Some(slot) = self.table.get(id) else { return };
-        let last = match (slot.talks, reason) {
-            (false, _) => say::dropped(reason),
-            (true, DropReason::Slow) => frames::close(TRY_AGAIN, drop_reason(reason)),
-            (true, DropReason::Broken) => frames::close(RESTART, drop_reason(reason)),
-        };
+        metrics::dropped(drop_reason(reason));
+        let last = slot.dialect.dropped(reason);
         self.goodbye(id, &last);
     }
 
@@ -252,7 +258,7 @@ impl Reactor {
         if slot.owing {
             return;
         }
-        let last = if slot.talks { frames::close(RESTART, "draining") } else { say::draining() };
+        let last = slot.dialect.draining();
         metrics::dropped("draining");
         self.goodbye(id, &last);
     }
@@ -269,20 +275,23 @@ impl Reactor {
     }
 
     pub(super) fn close(&mut self, id: SlotId) {
-        let Some(slot) = self.table.take(id) else { return };
+        self.owed_bytes -= self.backlog(id);
+        let Some(slot) = self.table.get(id) else { return };
+        let (talks, channel, member) = (slot.dialect.is_socket(), slot.channel, slot.member);
+        if talks {
+            while let Some(follows) = self.talks.get_mut(&self.table, id).and_then(|talk| talk.follows.pop())
+            {
+                self.leave(follows.channel, follows.place);
+            }
+            self.talks.remove(member);
+        } else {
+            self.leave(channel, member);
+        }
         if let Some(owed) = self.owed.remove(&id) {
             self.owed_bytes -= owed.bytes.len();
         }
-        if slot.talks {
-            while let Some(follows) = self.talks.get_mut(&id).and_then(|talk| talk.follows.pop()) {
-                self.leave(follows.channel, follows.place);
-            }
-            self.talks.remove(&id);
-        } else {
-            self.leave(slot.channel, slot.member);
-        }
-        if let Some(stream) = &slot.stream {
-            socket::close(stream);
+        if let Some(stream) = self.table.take(id).and_then(|slot| slot.stream) {
+            socket::close(&stream);
         }
         self.seats.give_back();
     }
@@ -299,7 +308,7 @@ impl Reactor {
             self.members.remove(&channel);
         }
         let Some(moved) = moved else { return };
-        let in_talk = self.talks.get_mut(&moved).map(|talk| &mut talk.follows);
+        let in_talk = self.talks.get_mut(&self.table, moved).map(|talk| &mut talk.follows);
         if let Some(follows) = in_talk {
             for follows in follows.iter_mut().filter(|follows| follows.channel == channel) {
                 follows.place = place;

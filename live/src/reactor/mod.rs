@@ -19,6 +19,7 @@ mod talk;
 use self::table::SlotId;
 use crate::{
     auth::Holder,
+    dialects::Dialect,
     engine::{
         channel::Mark,
         hub::{Hub, Member},
@@ -34,7 +35,7 @@ use futures_util::future::try_join_all;
 use std::{
     net::TcpStream,
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -49,6 +50,7 @@ use tokio::{
 pub struct Parking {
     pub stream: TcpStream,
     pub seat: Seat,
+    pub dialect: Dialect,
     /// To be written before anything else.
     pub owed: Bytes,
     pub kind: Kind,
@@ -87,14 +89,22 @@ pub struct Ask {
     pub who: Who,
     pub topic: Topic,
     pub since: Since,
+    wanted: Weak<()>,
+}
+
+impl Ask {
+    /// Whether somebody waits for the answer.
+    pub fn is_wanted(&self) -> bool {
+        self.wanted.strong_count() > 0
+    }
 }
 
 #[derive(Debug)]
 pub enum Answer {
     /// What comes from `cursor` on goes to the connection, which has seen everything up to `mark`.
-    Joined { topic: Topic, member: Member, cursor: u32, mark: Mark, reset: Option<ResetReason> },
+    Joined { member: Member, cursor: u32, mark: Mark, reset: Option<ResetReason> },
     /// A task reads for it, for as long as the guard is kept.
-    Followed { topic: Topic, task: Task },
+    Followed { task: Task },
     /// Whole messages of such a task, which says no more before a few of them are written.
     Said { bytes: Bytes, room: OwnedSemaphorePermit },
     /// Nothing comes of it, or nothing more.
@@ -151,6 +161,7 @@ impl Reactors {
             let (inbox, commands) = std::sync::mpsc::channel();
             let (end, ended) = oneshot::channel();
             let shared = run::Shared {
+                reactors: count.max(1),
                 hub: Arc::clone(hub),
                 seats: Arc::clone(seats),
                 asks: asks.clone(),

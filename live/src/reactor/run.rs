@@ -5,7 +5,7 @@ use super::{
     deliver::{Member, Owed},
     socket,
     table::{Slot, SlotId, Table},
-    talk::Talk,
+    talk::{Talk, Talks},
 };
 use crate::engine::{
     channel::ChannelId, hub::Hub, memory::Trim, seats::Seats, viewer::DropReason, wake::Wake,
@@ -45,6 +45,7 @@ const LAST_BYTES: Duration = Duration::from_secs(3);
 
 /// What a reactor has in common with others.
 pub(super) struct Shared {
+    pub(super) reactors: usize,
     pub(super) hub: Arc<Hub>,
     pub(super) seats: Arc<Seats>,
     pub(super) asks: UnboundedSender<Ask>,
@@ -53,18 +54,20 @@ pub(super) struct Shared {
 
 pub(super) struct Reactor {
     pub(super) number: usize,
+    /// How many there are.
+    pub(super) reactors: usize,
     pub(super) hub: Arc<Hub>,
     pub(super) seats: Arc<Seats>,
     pub(super) epoll: Epoll,
     pub(super) table: Table,
     pub(super) members: HashMap<ChannelId, Vec<Member>>,
-    pub(super) talks: HashMap<SlotId, Talk>,
+    pub(super) talks: Talks,
     /// Of the newest WebSocket, or request of one.
     pub(super) serial: u32,
     pub(super) asks: UnboundedSender<Ask>,
     pub(super) began: Instant,
     pub(super) owed: HashMap<SlotId, Owed>,
-    /// Bytes in `owed`.
+    /// Bytes in `owed`, and of the messages that wait behind it.
     pub(super) owed_bytes: usize,
     /// Channels with members that did not get everything, though they took all they were given.
     pub(super) unfinished: Vec<ChannelId>,
@@ -87,7 +90,7 @@ pub(super) struct Reactor {
 impl Reactor {
     pub(super) fn new(
         number: usize,
-        Shared { hub, seats, asks, wake }: Shared,
+        Shared { reactors, hub, seats, asks, wake }: Shared,
         commands: mpsc::Receiver<Command>,
         heartbeat: Duration,
     ) -> nix::Result<Self> {
@@ -96,12 +99,13 @@ impl Reactor {
         let now = Instant::now();
         Ok(Self {
             number,
+            reactors,
             hub,
             seats,
             epoll,
             table: Table::default(),
             members: HashMap::new(),
-            talks: HashMap::new(),
+            talks: Talks::default(),
             serial: 0,
             asks,
             began: now,
@@ -197,9 +201,9 @@ impl Reactor {
     }
 
     fn park(&mut self, parking: Parking) {
-        let Parking { stream, seat, owed, kind } = parking;
+        let Parking { stream, seat, dialect, owed, kind } = parking;
         socket::bound_kernel_memory(&stream);
-        let slot = Slot { stream: Some(stream), heard: true, ..Slot::default() };
+        let slot = Slot { stream: Some(stream), dialect, heard: true, ..Slot::default() };
         let Some(id) = self.table.put(slot) else { return };
         seat.keep();
         let early = self.enter(id, kind);
@@ -234,9 +238,8 @@ impl Reactor {
                 Bytes::new()
             }
             Kind::WebSocket { holder, early, reactor: _ } => {
-                slot.talks = true;
                 self.serial = self.serial.wrapping_add(1);
-                self.talks.insert(id, Talk::new(self.serial, holder));
+                slot.member = self.talks.put(Talk::new(self.serial, holder));
                 early
             }
         }
@@ -264,7 +267,7 @@ impl Reactor {
         let mut buffer = [0; socket::READ_BYTES];
         match socket::read(stream, &mut buffer) {
             Some(0) => {}
-            Some(count) if slot.talks => self.hear(id, &buffer[..count]),
+            Some(count) if slot.dialect.is_socket() => self.hear(id, &buffer[..count]),
             Some(_) => {
                 slot.noise = slot.noise.saturating_add(1);
                 if slot.noise > MAX_NOISE {

@@ -1,21 +1,19 @@
 //! The connections of a reactor: twenty bytes each.
 
-use crate::engine::channel::ChannelId;
+use crate::{dialects::Dialect, engine::channel::ChannelId};
 use std::net::TcpStream;
 
 pub(super) type SlotId = u32;
 
 #[derive(Debug, Default)]
-#[allow(clippy::struct_excessive_bools, reason = "each is a bit of its own, and the struct is to be small")]
 pub(super) struct Slot {
     /// None for a slot that is free.
     pub(super) stream: Option<TcpStream>,
     /// What it follows, and
     pub(super) channel: ChannelId,
-    /// its place among the members.
+    /// its place among the members. Of a WebSocket, its place among the talks, where what it follows stands.
     pub(super) member: u32,
-    /// A WebSocket: what it follows stands elsewhere.
-    pub(super) talks: bool,
+    pub(super) dialect: Dialect,
     /// It did not take everything: what it is owed stands elsewhere.
     pub(super) owing: bool,
     /// It got something since the sweep came by.
@@ -53,6 +51,12 @@ impl Table {
 
     pub(super) fn get(&mut self, id: SlotId) -> Option<&mut Slot> {
         self.slots.get_mut(id as usize).filter(|slot| slot.stream.is_some())
+    }
+
+    /// The place of a WebSocket among the talks.
+    pub(super) fn talk(&self, id: SlotId) -> Option<usize> {
+        let slot = self.slots.get(id as usize).filter(|slot| slot.stream.is_some())?;
+        slot.dialect.is_socket().then_some(slot.member as usize)
     }
 
     /// It is not used again before [`Table::reuse`].

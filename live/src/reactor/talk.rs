@@ -1,27 +1,35 @@
 //! WebSockets: what they ask for, and what follows from the answers.
 
-use super::{Answer, Ask, Task, Who, deliver::Member, run::Reactor, say, table::SlotId};
+use super::{
+    Answer, Ask, Task, Who,
+    deliver::Member,
+    run::Reactor,
+    table::{SlotId, Table},
+};
 use crate::{
     auth::Holder,
-    dialects::native::ws::{self, Request},
+    dialects::{Dialect, Request, Said},
     engine::{
         Source,
         channel::{ChannelId, Mark},
         hub,
-        viewer::{ResetReason, Since},
+        viewer::{DropReason, ResetReason, Since},
     },
     metrics,
-    ws::frames::{self, Fault, Inbound, Incoming},
+    ws::frames::{self, Fault, Inbound, Incoming, POLICY},
 };
 use bytes::Bytes;
 use cratemill_protocol::topic::Topic;
+use smallvec::SmallVec;
 use std::{collections::VecDeque, sync::Arc};
 use tokio::sync::OwnedSemaphorePermit;
 
+/// Topics that take no memory of their own.
+const INLINE: usize = 2;
 /// Topics of one connection: enough for a dashboard.
 const MAX_TOPICS: usize = 50;
-/// Subscriptions of one connection that are looked into at once.
-const MAX_ASKED: usize = 16;
+/// Subscriptions of one connection that are looked into at once: the others wait, and cost nobody else anything.
+const ASKED_AT_ONCE: usize = 2;
 /// What a client may say at once, and in each second after that.
 const BURST: u16 = 100;
 const PER_SECOND: u64 = 20;
@@ -29,15 +37,49 @@ const MAX_ERROR: usize = 200;
 /// Answers that wait for a connection that does not read them.
 const MAX_BACKLOG: usize = 128;
 
-/// Going away; another node, or this one a moment later, goes on.
-pub(super) const RESTART: u16 = 1012;
-pub(super) const TRY_AGAIN: u16 = 1013;
-const POLICY: u16 = 1008;
+/// WebSockets of a reactor, each at the place that its slot names: nothing is kept for one beside its `Talk`.
+#[derive(Default)]
+pub(super) struct Talks {
+    all: Vec<Option<Talk>>,
+    free: Vec<u32>,
+}
+
+impl Talks {
+    pub(super) fn get(&self, table: &Table, id: SlotId) -> Option<&Talk> {
+        self.all.get(table.talk(id)?)?.as_ref()
+    }
+
+    pub(super) fn get_mut(&mut self, table: &Table, id: SlotId) -> Option<&mut Talk> {
+        self.all.get_mut(table.talk(id)?)?.as_mut()
+    }
+
+    /// Returns its place.
+    pub(super) fn put(&mut self, talk: Talk) -> u32 {
+        if let Some(place) = self.free.pop() {
+            self.all[place as usize] = Some(talk);
+            return place;
+        }
+        self.all.push(Some(talk));
+        // There are no more of them than slots.
+        u32::try_from(self.all.len() - 1).unwrap_or(u32::MAX)
+    }
+
+    pub(super) fn remove(&mut self, place: u32) {
+        if let Some(talk) = self.all.get_mut(place as usize) {
+            *talk = None;
+            self.free.push(place);
+        }
+        if self.free.len() == self.all.len() {
+            // Gives memory back once nobody is there.
+            *self = Self::default();
+        }
+    }
+}
 
 /// One WebSocket. What most have nothing of most of the time is in `extra`.
 pub(super) struct Talk {
     serial: u32,
-    pub(super) follows: Vec<Follows>,
+    pub(super) follows: SmallVec<[Follows; INLINE]>,
     extra: Option<Box<Extra>>,
     holder: Arc<Holder>,
     allowance: u16,
@@ -54,18 +96,27 @@ pub(super) struct Follows {
 #[derive(Default)]
 struct Extra {
     inbound: Inbound,
+    /// In the order of asking.
     asked: Vec<Asked>,
-    tasks: Vec<(Asked, Task)>,
+    tasks: Vec<(Followed, Task)>,
     /// Whole messages that wait for what was owed before them.
     backlog: VecDeque<(Bytes, Option<OwnedSemaphorePermit>)>,
 }
 
-/// A topic that was asked for, with the number of the request.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A topic that was asked for.
 struct Asked {
     number: u32,
-    /// None once it is not wanted any more: it counts until its answer comes.
-    topic: Option<Topic>,
+    topic: Topic,
+    /// Until it is looked into.
+    since: Option<Since>,
+    /// Whoever looks into it sees that it is still here.
+    wanted: Arc<()>,
+}
+
+/// A topic that a task reads, with the number under which it was asked for.
+struct Followed {
+    number: u32,
+    topic: Topic,
 }
 
 impl Extra {
@@ -76,7 +127,7 @@ impl Extra {
 
 impl Talk {
     pub(super) fn new(serial: u32, holder: Arc<Holder>) -> Self {
-        Self { serial, follows: Vec::new(), extra: None, holder, allowance: BURST, looked: 0 }
+        Self { serial, follows: SmallVec::new(), extra: None, holder, allowance: BURST, looked: 0 }
     }
 
     fn extra(&mut self) -> &mut Extra {
@@ -108,10 +159,10 @@ impl Talk {
 
 impl Reactor {
     pub(super) fn hear(&mut self, id: SlotId, bytes: &[u8]) {
-        let Some(talk) = self.talks.get_mut(&id) else { return };
+        let Some(talk) = self.talks.get_mut(&self.table, id) else { return };
         talk.extra().inbound.feed(bytes);
         loop {
-            let Some(talk) = self.talks.get_mut(&id) else { return };
+            let Some(talk) = self.talks.get_mut(&self.table, id) else { return };
             let incoming = match talk.extra().inbound.pop() {
                 Ok(Some(incoming)) => incoming,
                 Ok(None) => break talk.tidy(),
@@ -135,26 +186,27 @@ impl Reactor {
     }
 
     fn request(&mut self, id: SlotId, text: &str) {
-        match Request::parse(text) {
+        let Some(dialect) = self.table.get(id).map(|slot| slot.dialect) else { return };
+        match dialect.request(text) {
             Ok(Request::Subscribe { topic, since }) => {
                 if let Err(error) = self.ask(id, &topic, since) {
                     metrics::refused("request");
-                    self.say(id, say::text(&ws::error(Some(&topic), &error)), None);
+                    self.say(id, dialect.say(Said::Error(Some(&topic), &error)), None);
                 }
             }
             Ok(Request::Unsubscribe(topic)) => {
                 let answer = if self.unsubscribe(id, &topic) {
-                    ws::unsubscribed(&topic)
+                    Said::Unsubscribed(&topic)
                 } else {
-                    ws::error(Some(&topic), "not subscribed to this topic")
+                    Said::Error(Some(&topic), "not subscribed to this topic")
                 };
-                self.say(id, say::text(&answer), None);
+                self.say(id, dialect.say(answer), None);
             }
-            Ok(Request::Ping) => self.say(id, say::text(&ws::pong()), None),
+            Ok(Request::Ping) => self.say(id, dialect.say(Said::Pong), None),
             Err(error) => {
                 // It repeats what the client said.
                 let error: String = error.to_string().chars().take(MAX_ERROR).collect();
-                self.say(id, say::text(&ws::error(None, &error)), None);
+                self.say(id, dialect.say(Said::Error(None, &error)), None);
             }
         }
     }
@@ -163,29 +215,38 @@ impl Reactor {
         if self.follows(id, topic) {
             return Err("subscribed to this topic already".into());
         }
-        let Some(talk) = self.talks.get_mut(&id) else { return Ok(()) };
+        let Some(talk) = self.talks.get_mut(&self.table, id) else { return Ok(()) };
         if talk.topics() >= MAX_TOPICS {
             return Err(format!("at most {MAX_TOPICS} topics on one connection"));
         }
         talk.holder.subscribe(topic).map_err(|denied| denied.to_string())?;
-        if talk.extra().asked.len() >= MAX_ASKED {
-            return Err(format!("at most {MAX_ASKED} subscriptions at once: wait for their answers"));
-        }
         self.serial = self.serial.wrapping_add(1);
-        let number = self.serial;
-        talk.extra().asked.push(Asked { number, topic: Some(topic.clone()) });
-        let who = Who { reactor: self.number, slot: id, serial: talk.serial, ask: number };
-        let ask = Ask { who, topic: topic.clone(), since };
-        // Whoever takes them ends with the process.
-        let _ = self.asks.send(ask);
+        let asked =
+            Asked { number: self.serial, topic: topic.clone(), since: Some(since), wanted: Arc::default() };
+        talk.extra().asked.push(asked);
+        self.look_into_next(id);
         Ok(())
     }
 
+    /// What a connection asked for, if not too much of it is being looked into.
+    fn look_into_next(&mut self, id: SlotId) {
+        let Some(talk) = self.talks.get_mut(&self.table, id) else { return };
+        let serial = talk.serial;
+        let Some(extra) = &mut talk.extra else { return };
+        for asked in extra.asked.iter_mut().take(ASKED_AT_ONCE) {
+            let Some(since) = asked.since.take() else { continue };
+            let who = Who { reactor: self.number, slot: id, serial, ask: asked.number };
+            let ask = Ask { who, topic: asked.topic.clone(), since, wanted: Arc::downgrade(&asked.wanted) };
+            // Whoever takes them ends with the process.
+            let _ = self.asks.send(ask);
+        }
+    }
+
     fn follows(&self, id: SlotId, topic: &Topic) -> bool {
-        let Some(talk) = self.talks.get(&id) else { return false };
+        let Some(talk) = self.talks.get(&self.table, id) else { return false };
         let elsewhere = talk.extra.as_ref().is_some_and(|extra| {
-            let mut asked = extra.asked.iter().chain(extra.tasks.iter().map(|(asked, _)| asked));
-            asked.any(|asked| asked.topic.as_ref() == Some(topic))
+            extra.asked.iter().any(|asked| asked.topic == *topic)
+                || extra.tasks.iter().any(|(followed, _)| followed.topic == *topic)
         });
         elsewhere || self.followed(talk, topic).is_some()
     }
@@ -200,22 +261,23 @@ impl Reactor {
     }
 
     fn unsubscribe(&mut self, id: SlotId, topic: &Topic) -> bool {
-        let Some(talk) = self.talks.get_mut(&id) else { return false };
+        let Some(talk) = self.talks.get_mut(&self.table, id) else { return false };
         if let Some(extra) = &mut talk.extra {
-            let is_it = |asked: &Asked| asked.topic.as_ref() == Some(topic);
-            if let Some(asked) = extra.asked.iter_mut().find(|asked| is_it(asked)) {
-                asked.topic = None;
+            if let Some(place) = extra.asked.iter().position(|asked| asked.topic == *topic) {
+                extra.asked.remove(place);
+                talk.tidy();
+                self.look_into_next(id);
                 return true;
             }
-            if let Some(place) = extra.tasks.iter().position(|(asked, _)| is_it(asked)) {
+            if let Some(place) = extra.tasks.iter().position(|(followed, _)| followed.topic == *topic) {
                 extra.tasks.swap_remove(place);
                 talk.tidy();
                 return true;
             }
         }
-        let Some(talk) = self.talks.get(&id) else { return false };
+        let Some(talk) = self.talks.get(&self.table, id) else { return false };
         let Some(follows) = self.followed(talk, topic) else { return false };
-        if let Some(talk) = self.talks.get_mut(&id) {
+        if let Some(talk) = self.talks.get_mut(&self.table, id) {
             talk.follows.retain(|other| other.channel != follows.channel);
         }
         self.leave(follows.channel, follows.place);
@@ -224,34 +286,36 @@ impl Reactor {
 
     /// What came of something that a connection asked for; it may have gone, or not want it any more.
     pub(super) fn answered(&mut self, who: Who, answer: Answer) {
-        let Some(talk) = self.talks.get_mut(&who.slot).filter(|talk| talk.serial == who.serial) else {
+        let Some(talk) = self.talks.get_mut(&self.table, who.slot).filter(|talk| talk.serial == who.serial)
+        else {
             return;
         };
         let id = who.slot;
         let extra = talk.extra();
-        let waited = extra.asked.iter().position(|asked| asked.number == who.ask);
-        let asked = waited.and_then(|place| extra.asked.swap_remove(place).topic);
-        let followed = extra.tasks.iter().position(|(asked, _)| asked.number == who.ask);
-        match answer {
-            Answer::Joined { topic, member, cursor, mark, reset } if asked.is_some() => {
+        let asked = extra.asked.iter().position(|asked| asked.number == who.ask);
+        let asked = asked.map(|place| extra.asked.remove(place).topic);
+        let followed = extra.tasks.iter().position(|(followed, _)| followed.number == who.ask);
+        match (answer, asked) {
+            (Answer::Joined { member, cursor, mark, reset }, Some(topic)) => {
                 self.join(id, &topic, member, cursor, (mark, reset));
             }
-            Answer::Followed { topic, task } if asked.is_some() => {
-                extra.tasks.push((Asked { number: who.ask, topic: Some(topic) }, task));
+            (Answer::Followed { task }, Some(topic)) => {
+                extra.tasks.push((Followed { number: who.ask, topic }, task));
             }
-            Answer::Said { bytes, room } if followed.is_some() => self.say(id, bytes, Some(room)),
-            Answer::Ended { bytes } if asked.is_some() || followed.is_some() => {
+            (Answer::Said { bytes, room }, None) if followed.is_some() => self.say(id, bytes, Some(room)),
+            (Answer::Ended { bytes }, asked) if asked.is_some() || followed.is_some() => {
                 if let Some(place) = followed {
                     extra.tasks.swap_remove(place);
                 }
                 self.say(id, bytes, None);
             }
             // It does not want that any more.
-            Answer::Joined { .. } | Answer::Followed { .. } | Answer::Said { .. } | Answer::Ended { .. } => {}
+            _ => {}
         }
-        if let Some(talk) = self.talks.get_mut(&id) {
+        if let Some(talk) = self.talks.get_mut(&self.table, id) {
             talk.tidy();
         }
+        self.look_into_next(id);
     }
 
     fn join(
@@ -264,12 +328,14 @@ impl Reactor {
     ) {
         let sources = [Source::of_topic(topic)];
         let position = mark.position(&sources);
-        self.say(id, say::text(&ws::subscribed(topic, &position)), None);
+        debug_assert_eq!(member.reactor, self.number, "the hub counts it for another one");
+        let Some(dialect) = self.table.get(id).map(|slot| slot.dialect) else { return };
+        self.say(id, dialect.say(Said::Subscribed(topic, &position)), None);
         if let Some(reason) = reset {
-            self.say(id, say::text(&ws::reset(topic, &position, reason)), None);
+            self.say(id, dialect.say(Said::Reset(topic, &position, reason)), None);
         }
         let channel = member.channel;
-        let Some(talk) = self.talks.get_mut(&id) else { return };
+        let Some(talk) = self.talks.get_mut(&self.table, id) else { return };
         let members = self.members.entry(channel).or_default();
         let Ok(place) = u32::try_from(members.len()) else { return };
         members.push(Member { slot: id, cursor });
@@ -289,21 +355,31 @@ impl Reactor {
         if !slot.owing {
             return self.give(id, &bytes);
         }
-        let Some(talk) = self.talks.get_mut(&id) else { return };
+        let Some(talk) = self.talks.get_mut(&self.table, id) else { return };
+        self.owed_bytes += bytes.len();
         talk.extra().backlog.push_back((bytes, room));
         if talk.extra().backlog.len() > MAX_BACKLOG {
-            metrics::dropped("slow");
-            self.close(id);
+            return self.drop_for(id, DropReason::Slow);
         }
+        if let Some(worst) = self.forgive() {
+            self.drop_for(worst, DropReason::Slow);
+        }
+    }
+
+    /// Bytes of what waits behind what a connection is owed.
+    pub(super) fn backlog(&self, id: SlotId) -> usize {
+        let extra = self.talks.get(&self.table, id).and_then(|talk| talk.extra.as_ref());
+        extra.map_or(0, |extra| extra.backlog.iter().map(|(bytes, _)| bytes.len()).sum())
     }
 
     /// The next of what waits; false when nothing does.
     pub(super) fn say_next(&mut self, id: SlotId) -> bool {
-        let Some(talk) = self.talks.get_mut(&id) else { return false };
+        let Some(talk) = self.talks.get_mut(&self.table, id) else { return false };
         let Some(next) = talk.extra.as_mut().and_then(|extra| extra.backlog.pop_front()) else {
             return false;
         };
         talk.tidy();
+        self.owed_bytes -= next.0.len();
         self.give(id, &next.0);
         true
     }
@@ -313,8 +389,8 @@ impl Reactor {
     }
 
     /// A sign of life for a WebSocket, with how far all its channels are; nothing where it does not have everything yet.
-    pub(super) fn sign_of_life(&self, id: SlotId) -> Option<Bytes> {
-        let talk = self.talks.get(&id)?;
+    pub(super) fn sign_of_life(&self, id: SlotId, dialect: Dialect) -> Option<Bytes> {
+        let talk = self.talks.get(&self.table, id)?;
         let mark = self.hub.channels(|channels, mark| {
             for follows in &talk.follows {
                 let member = self.members.get(&follows.channel)?.get(follows.place as usize)?;
@@ -330,6 +406,6 @@ impl Reactor {
         let elsewhere =
             talk.extra.as_ref().is_some_and(|extra| !extra.asked.is_empty() || !extra.tasks.is_empty());
         let says_all = !talk.follows.is_empty() && !elsewhere;
-        Some(say::text(&ws::heartbeat(says_all.then_some(&position))))
+        Some(dialect.alive(says_all.then_some(&position)))
     }
 }

@@ -79,7 +79,7 @@ async fn events(
         .inspect_err(|_| metrics::refused("denied"))?;
     let seat = admit(&gateway)?;
     check_logs(&gateway.engine, &subscription.topics).await?;
-    let response = match park::find(&gateway, &subscription).await {
+    let response = match park::find(&gateway, &subscription, gateway.reactors.choose()).await {
         park::Found::Place(place) => park::park(&gateway, &subscription, place, seat),
         park::Found::NotYet => return Err(refuse("starting", "the bus is away, try again")),
         park::Found::None => follow::follow(&gateway, subscription, seat)?,

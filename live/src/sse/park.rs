@@ -2,7 +2,10 @@
 
 use super::Gateway;
 use crate::{
-    dialects::native::{Subscription, encode},
+    dialects::{
+        Dialect, Said,
+        native::{Subscription, encode},
+    },
     engine::{
         Source,
         backfill::Outcome,
@@ -10,7 +13,7 @@ use crate::{
         hub::{Joined, Member},
         log_job, replay,
         seats::Seat,
-        viewer::{Item, ResetReason, Since, What},
+        viewer::{ResetReason, Since},
     },
     reactor::{Kind, Parking},
 };
@@ -47,8 +50,8 @@ pub(crate) enum Found {
     None,
 }
 
-/// A place for a viewer of these topics, from where on it asked.
-pub(crate) async fn find(gateway: &Gateway, subscription: &Subscription) -> Found {
+/// A place for a viewer of these topics, from where on it asked, whose connection is, or will be, with this reactor.
+pub(crate) async fn find(gateway: &Gateway, subscription: &Subscription, reactor: usize) -> Found {
     if subscription.topics.iter().any(|topic| log_job(topic).is_some()) {
         return Found::None;
     }
@@ -61,7 +64,6 @@ pub(crate) async fn find(gateway: &Gateway, subscription: &Subscription) -> Foun
         }
     };
     let sources = sources(subscription);
-    let reactor = gateway.reactors.choose();
     let deadline = Instant::now() + PATIENCE;
     while Instant::now() < deadline {
         match gateway.engine.hub.join(&subscription.topics, seen, reactor) {
@@ -117,20 +119,21 @@ fn sources(subscription: &Subscription) -> Vec<Source> {
 /// An answer whose socket goes to a reactor.
 pub(super) fn park(gateway: &Gateway, subscription: &Subscription, place: Place, seat: Seat) -> Response {
     let Place { member, cursor, mark, reset } = place;
+    let dialect = Dialect::Events;
     let mut first = BytesMut::from(&encode::hello()[..]);
     let position = mark.position(&sources(subscription));
-    encode::item(&Item { what: What::Alive, position: position.clone() }, &mut first);
-    for topic in reset.iter().flat_map(|_| subscription.topics.iter()) {
-        let Some(reason) = reset else { break };
-        let what = What::Reset { topic: topic.clone(), reason };
-        encode::item(&Item { what, position: position.clone() }, &mut first);
+    first.put(dialect.alive(Some(&position)));
+    if let Some(reason) = reset {
+        for topic in subscription.topics.iter() {
+            first.put(dialect.say(Said::Reset(topic, &position, reason)));
+        }
     }
     let reactors = Arc::clone(&gateway.reactors);
     let take_over = TakeOver::new(move |Taken { stream, head, early: _ }| {
         let mut owed = BytesMut::from(&head[..]);
         owed.put(first);
         let kind = Kind::Events { member, cursor };
-        reactors.park(Parking { stream, seat, owed: owed.freeze(), kind });
+        reactors.park(Parking { stream, seat, dialect, owed: owed.freeze(), kind });
     });
     let mut response = ().into_response();
     response.extensions_mut().insert(take_over);

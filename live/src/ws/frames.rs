@@ -11,6 +11,13 @@ use tungstenite::protocol::frame::{
 
 /// What a client has to say is short: the longest topic, the longest id and some air.
 pub const MAX_MESSAGE: usize = 8 * 1024;
+/// Going away; another node, or this one a moment later, goes on.
+pub const RESTART: u16 = 1012;
+pub const TRY_AGAIN: u16 = 1013;
+/// For those who say too much.
+pub const POLICY: u16 = 1008;
+/// Frames of one message: nobody counts them but here.
+const MAX_FRAMES: u8 = 64;
 /// A reason in a close frame.
 const MAX_REASON: usize = 120;
 
@@ -35,6 +42,7 @@ const PROTOCOL: u16 = 1002;
 const NO_BINARY: Fault = Fault { code: 1003, reason: "messages are JSON, as text" };
 const NOT_TEXT: Fault = Fault { code: 1007, reason: "a text message is not UTF-8" };
 const TOO_BIG: Fault = Fault { code: 1009, reason: "a message is longer than 8 KiB" };
+const TOO_MANY: Fault = Fault { code: POLICY, reason: "a message in too many pieces" };
 
 fn protocol(reason: &'static str) -> Fault {
     Fault { code: PROTOCOL, reason }
@@ -44,8 +52,12 @@ fn protocol(reason: &'static str) -> Fault {
 #[derive(Debug, Default)]
 pub struct Inbound {
     bytes: Vec<u8>,
-    /// The frames of a message before its last one.
+    /// How many of them were taken.
+    taken: usize,
+    /// The frames of a message before its last one,
     message: Option<Vec<u8>>,
+    /// and how many they are.
+    frames: u8,
 }
 
 impl Inbound {
@@ -60,7 +72,13 @@ impl Inbound {
     /// The next thing that is whole.
     pub fn pop(&mut self) -> Result<Option<Incoming>, Fault> {
         loop {
-            let Some((header, payload)) = self.frame()? else { return Ok(None) };
+            let Some((header, payload)) = self.frame()? else {
+                self.bytes.drain(..std::mem::take(&mut self.taken));
+                if self.bytes.is_empty() {
+                    self.bytes = Vec::new();
+                }
+                return Ok(None);
+            };
             match header.opcode {
                 OpCode::Control(control) => return Self::control(control, payload),
                 OpCode::Data(data) => {
@@ -73,7 +91,8 @@ impl Inbound {
     }
 
     fn frame(&mut self) -> Result<Option<(FrameHeader, Vec<u8>)>, Fault> {
-        let mut cursor = Cursor::new(&self.bytes);
+        let bytes = &self.bytes[self.taken..];
+        let mut cursor = Cursor::new(bytes);
         let parsed =
             FrameHeader::parse(&mut cursor).map_err(|_| protocol("a frame with an unknown opcode"))?;
         let Some((header, length)) = parsed else { return Ok(None) };
@@ -86,12 +105,9 @@ impl Inbound {
         }
         let length = usize::try_from(length).ok().filter(|length| *length <= MAX_MESSAGE).ok_or(TOO_BIG)?;
         let start = usize::try_from(cursor.position()).map_err(|_| TOO_BIG)?;
-        let Some(payload) = self.bytes.get(start..start + length) else { return Ok(None) };
+        let Some(payload) = bytes.get(start..start + length) else { return Ok(None) };
         let payload = payload.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask).collect();
-        self.bytes.drain(..start + length);
-        if self.bytes.is_empty() {
-            self.bytes = Vec::new();
-        }
+        self.taken += start + length;
         Ok(Some((header, payload)))
     }
 
@@ -130,10 +146,12 @@ impl Inbound {
             (Data::Text | Data::Binary, Some(_)) => return Err(protocol("the message before has no end")),
             (Data::Reserved(_), _) => return Err(protocol("a frame with an unknown opcode")),
         };
+        self.frames += 1;
         if !is_final {
             self.message = Some(message);
-            return Ok(None);
+            return if self.frames < MAX_FRAMES { Ok(None) } else { Err(TOO_MANY) };
         }
+        self.frames = 0;
         String::from_utf8(message).map(Some).map_err(|_| NOT_TEXT)
     }
 }
@@ -254,7 +272,12 @@ mod tests {
         reserved[0] |= 0x40;
         let long = "x".repeat(MAX_MESSAGE + 1);
         let half = frame(OpCode::Data(Data::Text), false, "x".repeat(MAX_MESSAGE).as_bytes());
+        let pieces = [
+            frame(OpCode::Data(Data::Text), false, b"x"),
+            frame(OpCode::Data(Data::Continue), false, b"").repeat(MAX_FRAMES.into()),
+        ];
         for (bytes, code) in [
+            (pieces.concat(), 1008),
             (unmasked, 1002),
             (reserved, 1002),
             (frame(OpCode::Data(Data::Continue), true, b"x"), 1002),

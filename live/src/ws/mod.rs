@@ -10,6 +10,7 @@ mod subscribe;
 pub use subscribe::run;
 
 use crate::{
+    dialects::Dialect,
     problem::Problem,
     reactor::{Kind, Parking},
     sse::{Gateway, admit},
@@ -17,7 +18,7 @@ use crate::{
 use axum::{
     Router,
     extract::{Query, State},
-    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header},
+    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, Version, header},
     response::{IntoResponse as _, Response},
     routing::get,
 };
@@ -31,23 +32,30 @@ const VERSION: &str = "13";
 const KEY_LEN: usize = 24;
 
 pub fn router(gateway: Gateway) -> Router {
-    Router::new().route("/live/ws", get(open)).with_state(gateway)
+    // A HEAD would be answered by the handler of GET, and opens nothing.
+    let head = async || Problem::new(StatusCode::METHOD_NOT_ALLOWED, "GET opens a WebSocket");
+    Router::new().route("/live/ws", get(open).head(head)).with_state(gateway)
 }
 
-async fn open(State(gateway): State<Gateway>, uri: Uri, headers: HeaderMap) -> Result<Response, Problem> {
+async fn open(
+    State(gateway): State<Gateway>,
+    version: Version,
+    uri: Uri,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
     let Query(query) = Query::<Vec<(String, String)>>::try_from_uri(&uri)
         .map_err(|error| Problem::bad_request(error.body_text()))?;
-    let Some(key) = handshake(&headers)? else { return Ok(upgrade_required()) };
+    let Some(key) = handshake(version, &headers)? else { return Ok(upgrade_required()) };
     if !gateway.origins.allow(&headers) {
         return Err(Problem::forbidden("pages of this origin may not open a WebSocket here"));
     }
-    let holder = Arc::new(gateway.access.holder(&headers, &query)?);
+    let holder = gateway.access.holder(&headers, &query)?;
     let seat = admit(&gateway)?;
     let reactors = Arc::clone(&gateway.reactors);
     let reactor = reactors.choose();
     let take_over = TakeOver::new(move |Taken { stream, head, early }| {
         let kind = Kind::WebSocket { reactor, holder, early };
-        reactors.park(Parking { stream, seat, owed: head, kind });
+        reactors.park(Parking { stream, seat, dialect: Dialect::Socket, owed: head, kind });
     });
     let mut response = StatusCode::SWITCHING_PROTOCOLS.into_response();
     for (name, value) in [
@@ -62,7 +70,7 @@ async fn open(State(gateway): State<Gateway>, uri: Uri, headers: HeaderMap) -> R
 }
 
 /// The client's key; none if it did not ask for a WebSocket of our version.
-fn handshake(headers: &HeaderMap) -> Result<Option<HeaderValue>, Problem> {
+fn handshake(version: Version, headers: &HeaderMap) -> Result<Option<HeaderValue>, Problem> {
     let has = |name: HeaderName, token: &str| {
         let values = headers.get_all(name);
         let mut tokens =
@@ -70,8 +78,13 @@ fn handshake(headers: &HeaderMap) -> Result<Option<HeaderValue>, Problem> {
         tokens.any(|value| value.trim().eq_ignore_ascii_case(token))
     };
     let asks = has(header::CONNECTION, "upgrade") && has(header::UPGRADE, "websocket");
-    if !asks || !has(header::SEC_WEBSOCKET_VERSION, VERSION) {
+    if !asks || !has(header::SEC_WEBSOCKET_VERSION, VERSION) || version != Version::HTTP_11 {
         return Ok(None);
+    }
+    // It would be read as frames.
+    let has_body = headers.get(header::CONTENT_LENGTH).is_some_and(|length| length != "0");
+    if has_body || headers.contains_key(header::TRANSFER_ENCODING) {
+        return Err(Problem::bad_request("a handshake has no body"));
     }
     match headers.get(header::SEC_WEBSOCKET_KEY) {
         Some(key) if key.len() == KEY_LEN => Ok(Some(key.clone())),

@@ -41,16 +41,18 @@ pub async fn run(gateway: Gateway, mut asks: mpsc::UnboundedReceiver<Ask>, shutd
         let Some(ask) = ask else { break };
         let line = Arc::clone(&lines[usize::from(log_job(&ask.topic).is_some())]);
         let gateway = gateway.clone();
-        // Few for each connection, and at most two seconds, or five of the database, once it is its turn.
+        // Two for each connection, and at most two seconds, or five of the database, once it is its turn.
         tokio::spawn(async move {
-            if let Ok(_permit) = line.acquire().await {
+            if let Ok(_permit) = line.acquire().await
+                && ask.is_wanted()
+            {
                 look_into(&gateway, ask).await;
             }
         });
     }
 }
 
-async fn look_into(gateway: &Gateway, Ask { who, topic, since }: Ask) {
+async fn look_into(gateway: &Gateway, Ask { who, topic, since, .. }: Ask) {
     if let Some(job) = log_job(&topic) {
         match gateway.engine.archive.knows(job).await {
             Ok(true) => {}
@@ -62,13 +64,13 @@ async fn look_into(gateway: &Gateway, Ask { who, topic, since }: Ask) {
         }
     }
     let subscription = Subscription { topics: [topic.clone()].into(), since };
-    match park::find(gateway, &subscription).await {
+    match park::find(gateway, &subscription, who.reactor).await {
         Found::Place(place) => {
             let (member, cursor, mark, reset) = place.into_parts();
-            gateway.reactors.answer(who, Answer::Joined { topic, member, cursor, mark, reset });
+            gateway.reactors.answer(who, Answer::Joined { member, cursor, mark, reset });
         }
         Found::NotYet => refuse(gateway, who, &topic, "the bus is away, try again"),
-        Found::None => follow(gateway, who, topic, subscription),
+        Found::None => follow(gateway, who, &topic, subscription),
     }
 }
 
@@ -79,12 +81,12 @@ fn refuse(gateway: &Gateway, who: Who, topic: &Topic, why: &str) {
 }
 
 /// A task reads for the connection, and ends with it.
-fn follow(gateway: &Gateway, who: Who, topic: Topic, subscription: Subscription) {
+fn follow(gateway: &Gateway, who: Who, topic: &Topic, subscription: Subscription) {
     let Ok(place) = Arc::clone(&gateway.followers).try_acquire_owned() else {
-        return refuse(gateway, who, &topic, "too many viewers read the past here, try again");
+        return refuse(gateway, who, topic, "too many viewers read the past here, try again");
     };
     let Some((subscriber, positions)) = gateway.engine.hub.subscribe(&subscription.topics) else {
-        return refuse(gateway, who, &topic, "the bus is away, try again");
+        return refuse(gateway, who, topic, "the bus is away, try again");
     };
     let Subscription { topics, since } = subscription;
     let (sender, items) = mpsc::channel(ITEMS);
@@ -98,7 +100,7 @@ fn follow(gateway: &Gateway, who: Who, topic: Topic, subscription: Subscription)
             tokio::join!(viewer, pass_on);
         }
     });
-    gateway.reactors.answer(who, Answer::Followed { topic, task: Task(task.abort_handle()) });
+    gateway.reactors.answer(who, Answer::Followed { task: Task(task.abort_handle()) });
     let _ = go.send(());
 }
 

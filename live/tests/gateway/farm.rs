@@ -73,6 +73,13 @@ impl Farm {
 
     /// `env` comes over what a node needs.
     pub(crate) async fn node_with(&self, env: &[(&str, &str)]) -> Node {
+        let node = self.starting_node_with(env).await;
+        node.is_ready().await;
+        node
+    }
+
+    /// It may not be ready, and not even listen.
+    pub(crate) async fn starting_node_with(&self, env: &[(&str, &str)]) -> Node {
         let port = Port::reserve().unwrap();
         let name = format!("live-{}", port.number());
         let mut command = Command::new(name, env!("CARGO_BIN_EXE_cratemill-live"), &self.data_dir.log());
@@ -94,11 +101,6 @@ impl Farm {
         }
         let process = command.spawn().await.unwrap();
         let url = format!("http://{}", port.address());
-        let probe = async || {
-            reqwest::get(format!("{url}/readyz")).await?.error_for_status()?;
-            Ok(())
-        };
-        process.ready(PATIENCE, probe).await.unwrap();
         Node { url, port: port.number(), process, _port: port }
     }
 
@@ -213,6 +215,14 @@ impl Farm {
 }
 
 impl Node {
+    pub(crate) async fn is_ready(&self) {
+        let probe = async || {
+            reqwest::get(format!("{}/readyz", self.url)).await?.error_for_status()?;
+            Ok(())
+        };
+        self.process.ready(PATIENCE, probe).await.unwrap();
+    }
+
     /// The value of a metric, by the start of its line.
     pub(crate) async fn metric(&self, start: &str) -> f64 {
         let text = reqwest::get(format!("{}/metrics", self.url)).await.unwrap().text().await.unwrap();

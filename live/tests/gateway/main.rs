@@ -4,14 +4,17 @@
 
 mod access;
 mod balancers;
+mod crowd;
 mod drain;
 mod events;
 mod farm;
+mod hostile;
 mod limits;
 mod logs;
 mod outage;
 mod proxy;
 mod publisher;
+mod races;
 mod schedule;
 mod slow;
 mod sockets;

@@ -8,7 +8,7 @@ use cratemill_protocol::bus::DomainEvent;
 use sqlx::PgPool;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpSocket, TcpStream},
+    net::TcpStream,
 };
 
 const VIEWERS: &str = "cratemill_live_viewers ";
@@ -67,46 +67,6 @@ async fn a_head_has_no_stream(pool: PgPool) {
     let url = format!("{}/live/events?topic=queue", node.url);
     assert_eq!(reqwest::Client::new().head(url).send().await.unwrap().status(), 405);
     assert!(node.metric(VIEWERS).await.abs() < 0.5);
-}
-
-#[sqlx::test(migrations = "../migrations")]
-async fn one_that_stops_reading_delays_no_other_and_resumes(pool: PgPool) {
-    let farm = Farm::start(pool).await;
-    let node = farm.node_with(&[("VIEWER_HEARTBEAT_S", "1")]).await;
-    let socket = TcpSocket::new_v4().unwrap();
-    socket.set_recv_buffer_size(4_096).unwrap();
-    let mut stuck = socket.connect(([127, 0, 0, 1], node.port).into()).await.unwrap();
-    stuck.write_all(b"GET /live/events?topic=builds HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
-    let mut read = read_until(&mut stuck, "id: ").await;
-    let mut others = Vec::new();
-    for _ in 0..20 {
-        others.push(Viewer::open(&node, &["builds"]).await);
-    }
-    let (events, text) = (300, "x".repeat(20_000));
-    for number in 0..events {
-        farm.long_job_event(number, &text).await;
-        for other in &mut others {
-            let event = other.expect("job").await;
-            assert!(event["message"].as_str().unwrap().starts_with(&format!("{number} ")));
-        }
-    }
-    // It is let go for what it does not take, and has the rest of what it was sent.
-    node.metric_reaches("cratemill_live_viewers_dropped_total{reason=\"slow\"} ", 1.0).await;
-    let mut rest = Vec::new();
-    // The kernel may end it with an error.
-    let _ = tokio::time::timeout(PATIENCE, stuck.read_to_end(&mut rest)).await.expect("it is closed");
-    read.push_str(&String::from_utf8_lossy(&rest));
-    let whole = &read[..read.rfind("\n\n").unwrap()];
-    let seen = whole.matches("event: job").count() as u64;
-    assert!(seen < events, "{seen}");
-    let last_id = whole.lines().rev().find_map(|line| line.strip_prefix("id: ")).unwrap();
-    // Where a viewer that is slow for a moment is not let go.
-    let other = farm.node().await;
-    let mut resumed = Viewer::resume(&other, &["builds"], last_id).await;
-    for number in seen..events {
-        let event = resumed.expect("job").await;
-        assert!(event["message"].as_str().unwrap().starts_with(&format!("{number} ")), "{number}");
-    }
 }
 
 /// Those who come back together to a node that never had what they missed.

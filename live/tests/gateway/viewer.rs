@@ -47,11 +47,16 @@ impl Viewer {
     /// Waits for an id that comes without an event.
     pub(crate) async fn quietly_reaches(&mut self, id: &str) {
         while self.last_id != id {
-            match tokio::time::timeout(PATIENCE, self.block()).await.expect("a sign of life") {
-                Some(Block::Id | Block::Other) => {}
-                Some(Block::Event(event)) => panic!("unexpected {event:?}"),
-                None => panic!("closed"),
-            }
+            self.sign_of_life().await;
+        }
+    }
+
+    /// The next of what comes, which is no event.
+    pub(crate) async fn sign_of_life(&mut self) {
+        match tokio::time::timeout(PATIENCE, self.block()).await.expect("a sign of life") {
+            Some(Block::Id | Block::Other) => {}
+            Some(Block::Event(event)) => panic!("unexpected {event:?}"),
+            None => panic!("closed"),
         }
     }
 

@@ -17,20 +17,24 @@ use tokio_tungstenite::{
     tungstenite::{Error, Message, client::IntoClientRequest as _},
 };
 
-struct Socket(WebSocketStream<MaybeTlsStream<TcpStream>>);
+pub(crate) struct Socket(WebSocketStream<MaybeTlsStream<TcpStream>>);
 
 impl Socket {
-    async fn open(node: &Node) -> Self {
-        let url = node.url.replacen("http", "ws", 1);
-        let (socket, _) = tokio_tungstenite::connect_async(format!("{url}/live/ws")).await.unwrap();
+    pub(crate) async fn open(node: &Node) -> Self {
+        Self::open_on(TcpStream::connect(("127.0.0.1", node.port)).await.unwrap()).await
+    }
+
+    pub(crate) async fn open_on(stream: TcpStream) -> Self {
+        let stream = MaybeTlsStream::Plain(stream);
+        let (socket, _) = tokio_tungstenite::client_async("ws://x/live/ws", stream).await.unwrap();
         Self(socket)
     }
 
-    async fn say(&mut self, message: Value) {
+    pub(crate) async fn say(&mut self, message: Value) {
         self.0.send(Message::text(message.to_string())).await.unwrap();
     }
 
-    async fn subscribe(&mut self, topic: &str, since: Option<&str>) -> String {
+    pub(crate) async fn subscribe(&mut self, topic: &str, since: Option<&str>) -> String {
         let mut message = json!({"type": "subscribe", "topic": topic});
         if let Some(since) = since {
             message["since"] = since.into();
@@ -42,7 +46,7 @@ impl Socket {
     }
 
     /// The next message that is more than a sign of life.
-    async fn next(&mut self) -> Value {
+    pub(crate) async fn next(&mut self) -> Value {
         let next = async {
             loop {
                 match self.0.next().await.expect("a message").expect("a message") {
@@ -57,6 +61,29 @@ impl Socket {
             }
         };
         tokio::time::timeout(PATIENCE, next).await.expect("a message in time")
+    }
+
+    /// Everything that still comes until it is closed, in whatever way, without signs of life.
+    pub(crate) async fn rest(&mut self) -> Vec<Value> {
+        let mut rest = Vec::new();
+        let ends = async {
+            while let Some(Ok(Message::Text(text))) = self.0.next().await {
+                let value: Value = serde_json::from_str(&text).unwrap();
+                if value["type"] != "heartbeat" {
+                    rest.push(value);
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE, ends).await.expect("it is closed");
+        rest
+    }
+
+    /// The next message, which is a sign of life.
+    pub(crate) async fn sign_of_life(&mut self) {
+        match tokio::time::timeout(PATIENCE, self.0.next()).await.expect("a sign of life") {
+            Some(Ok(Message::Text(text))) => assert!(text.contains("\"heartbeat\""), "{text}"),
+            other => panic!("no sign of life, but {other:?}"),
+        }
     }
 
     /// The code of the close frame that ends it.
@@ -74,7 +101,7 @@ impl Socket {
     }
 }
 
-fn queued(message: &Value) -> u64 {
+pub(crate) fn queued(message: &Value) -> u64 {
     assert_eq!(message["type"], "event", "{message}");
     assert_eq!(message["event"], "queue");
     message["data"]["queued"].as_u64().unwrap()
@@ -160,6 +187,22 @@ async fn a_log_comes_whole_beside_other_topics(pool: PgPool) {
     resumed.subscribe(&topic, Some(&last_id)).await;
     resumed.say(json!({"type": "unsubscribe", "topic": topic})).await;
     assert_eq!(resumed.next().await["type"], "unsubscribed");
+}
+
+/// A socket is in one reactor, and is told of all it follows by that one.
+#[sqlx::test(migrations = "../migrations")]
+async fn nothing_that_a_socket_follows_waits_for_a_sign_of_life(pool: PgPool) {
+    let farm = Farm::start(pool).await;
+    let node = farm.node_with(&[("REACTORS", "3"), ("VIEWER_HEARTBEAT_S", "300")]).await;
+    let mut socket = Socket::open(&node).await;
+    let crates = ["bat", "fd", "hexyl", "just"];
+    for krate in crates {
+        socket.subscribe(&format!("crate.{krate}"), None).await;
+    }
+    for krate in crates {
+        farm.job_event(krate, 1, 1).await;
+        assert_eq!(socket.next().await["topic"], format!("crate.{krate}"));
+    }
 }
 
 /// The answer to a request that was taken back is not that to the next one.
@@ -282,7 +325,7 @@ async fn raw(node: &Node, bytes: &[u8]) -> Vec<u8> {
 }
 
 /// A frame of a client, masked with zeros.
-fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
+pub(crate) fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     let length = u8::try_from(payload.len()).unwrap();
     [&[first, 0x80 | length, 0, 0, 0, 0], payload].concat()
 }
@@ -292,14 +335,21 @@ async fn who_breaks_the_rules_is_hung_up_on_with_a_code(pool: PgPool) {
     let farm = Farm::start(pool).await;
     let node = farm.node().await;
     let flood = frame(0x81, br#"{"type":"subscribe","topic":"queue"}"#).repeat(1_000);
+    let pieces = [frame(0x01, b"{"), frame(0x00, b"").repeat(2_000)].concat();
     for (what, bytes, code) in [
         ("not masked", vec![0x81, 0x02, b'{', b'}'], 1002_u16),
         ("an unknown opcode", frame(0x83, b""), 1002),
+        ("an unknown control opcode", frame(0x8b, b""), 1002),
         ("a reserved bit", frame(0xc1, b"{}"), 1002),
+        ("another", frame(0xa1, b"{}"), 1002),
+        ("the third", frame(0x91, b"{}"), 1002),
+        ("a ping in pieces", frame(0x09, b""), 1002),
+        ("half a code", frame(0x88, &[3]), 1002),
         ("binary", frame(0x82, b"{}"), 1003),
         ("not UTF-8", frame(0x81, b"\xff\xfe"), 1007),
         ("too long", [&[0x81, 0xff][..], &u64::MAX.to_be_bytes()[..], &[0; 4]].concat(), 1009),
         ("a million requests, of which the first thousand", flood, 1008),
+        ("a message that does not end", pieces, 1008),
         ("a goodbye", frame(0x88, &1000_u16.to_be_bytes()), 1000),
     ] {
         let answer = raw(&node, &bytes).await;

@@ -3,7 +3,8 @@
 use crate::{
     dialects::native::id,
     engine::{
-        frame::{LogPart, Message},
+        frame::{Frame, LogPart, Message},
+        position::Position,
         viewer::{DropReason, Item, ResetReason, What},
     },
 };
@@ -35,9 +36,7 @@ pub fn draining() -> Bytes {
 
 /// What a viewer gets, with the id at which it can resume after it.
 pub fn item(item: &Item, out: &mut BytesMut) {
-    out.put_slice(b"id: ");
-    out.put_slice(id::format(&item.position).as_bytes());
-    out.put_u8(b'\n');
+    put_id(&item.position, out);
     match &item.what {
         What::Frame(frame) => out.put_slice(frame.native(message)),
         // An id without an event moves a browser's last id and shows nothing.
@@ -48,6 +47,17 @@ pub fn item(item: &Item, out: &mut BytesMut) {
         }
         What::Dropped(reason) => out.put_slice(&dropped(*reason)),
     }
+}
+
+pub fn frame(frame: &Frame, position: &Position, out: &mut BytesMut) {
+    put_id(position, out);
+    out.put_slice(frame.native(message));
+}
+
+fn put_id(position: &Position, out: &mut BytesMut) {
+    out.put_slice(b"id: ");
+    out.put_slice(id::format(position).as_bytes());
+    out.put_u8(b'\n');
 }
 
 /// Without an id: the last that came is where to go on.
@@ -160,10 +170,7 @@ struct Dropped {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::{
-        frame::Frame,
-        position::{LogCursor, Position},
-    };
+    use crate::engine::position::LogCursor;
     use cratemill_protocol::{
         BuilderId, CrateName, Features, JobId, JsonText, Kind, Priority, Target, VersionId,
         bus::{BuilderState, JobChanged, VersionChange, VersionChanged},

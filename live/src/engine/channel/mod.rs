@@ -24,8 +24,10 @@ const BYTE_BYTES: usize = 3;
 const MESSAGE_BYTES: usize = 512;
 /// Its places in all rings: with ten thousand channels that all get the same, a hundred messages of each.
 const MAX_HELD: usize = 1 << 20;
-/// What was read again for those who wait for it stays at least so long where there is room.
+/// What was read again for those who wait for it stays at least so long.
 const PINNED: Duration = Duration::from_secs(5);
+/// All that was read again lately, of all bytes and of all places: what is new must have room beside it.
+const PINNED_PART: usize = 2;
 /// Topics of channels that wait for somebody to come back.
 const MAX_IDLE_TOPICS: usize = 20_000;
 
@@ -40,7 +42,9 @@ pub struct Channels {
     /// A message in a ring each, the oldest first.
     held: VecDeque<Held>,
     held_bytes: usize,
-    /// Channels that were left by all, the first first, with their topics.
+    /// Until when something is pinned, its bytes and places.
+    pins: VecDeque<(Instant, usize, usize)>,
+    /// Channels that were left by all, each once, the first first, with their topics.
     idle: VecDeque<(Instant, ChannelId, usize)>,
     idle_topics: usize,
     /// For each reactor, the channels that it has members of and has not been told of.
@@ -63,10 +67,14 @@ pub struct Channel {
     members: Vec<u32>,
     /// When the last member left.
     left: Option<Instant>,
+    /// It is among the idle ones, or was and has not been looked at since.
+    idle: bool,
     /// A bit for each reactor that has been told.
     told: u64,
     /// Until when nothing is taken out of the ring.
     pinned: Option<Instant>,
+    /// What came after this, up to where the ring begins, is more than is read again, or is gone.
+    too_much: Option<Mark>,
     /// Its streams do not continue where they were.
     pub broken: bool,
 }
@@ -83,6 +91,13 @@ impl Channel {
             Place::Before => Found::Before(self.ring.floor()),
             Place::Between => Found::Between,
         }
+    }
+
+    /// Whether it is known that what came after `seen` is not to be read again.
+    pub fn is_too_much(&self, seen: Mark) -> bool {
+        let is_known =
+            |known: &Mark| self.sources.iter().all(|source| seen.get(*source) <= known.get(*source));
+        self.too_much.as_ref().is_some_and(is_known)
     }
 
     fn is_empty(&self) -> bool {
@@ -110,6 +125,11 @@ impl Channels {
 
     pub fn get(&self, id: ChannelId) -> Option<&Channel> {
         self.all.get(&id)
+    }
+
+    /// That are followed.
+    pub fn topics(&self) -> impl Iterator<Item = &Topic> {
+        self.by_topic.keys()
     }
 
     pub fn follows(&self, topic: &Topic) -> bool {
@@ -146,8 +166,10 @@ impl Channels {
             ring: Ring::new(mark),
             members: vec![0; self.news.len()],
             left: None,
+            idle: false,
             told: 0,
             pinned: None,
+            too_much: None,
             broken: false,
         };
         self.by_topics.insert(Arc::clone(topics), id);
@@ -167,9 +189,11 @@ impl Channels {
             self.all.remove(&id);
         } else {
             channel.left = Some(now);
-            let topics = channel.topics.len();
-            self.idle.push_back((now, id, topics));
-            self.idle_topics += topics;
+            if !std::mem::replace(&mut channel.idle, true) {
+                let topics = channel.topics.len();
+                self.idle.push_back((now, id, topics));
+                self.idle_topics += topics;
+            }
         }
         self.forget(now);
     }
@@ -194,7 +218,8 @@ impl Channels {
         Wanted(wanted)
     }
 
-    /// Puts what a stream had before the ring begins, if it still begins where it did when the reading began.
+    /// Puts what a stream had before the ring begins, if it still begins where it did when the reading began. False if
+    /// there is no room for it.
     pub fn prepend(
         &mut self,
         id: ChannelId,
@@ -202,20 +227,35 @@ impl Channels {
         until: Mark,
         read: Vec<(Entry, usize)>,
         now: Instant,
-    ) {
+    ) -> bool {
         let Some(channel) = self.all.get_mut(&id).filter(|channel| channel.ring.floor() == until) else {
-            return;
+            return true;
         };
-        for (_, bytes) in &read {
-            let bytes = bytes * BYTE_BYTES + MESSAGE_BYTES;
-            self.held.push_back(Held { since: now, channel: id, bytes });
-            self.held_bytes += bytes;
+        let cost = |bytes: &usize| bytes * BYTE_BYTES + MESSAGE_BYTES;
+        let (bytes, places) = (read.iter().map(|(_, bytes)| cost(bytes)).sum::<usize>(), read.len());
+        self.pins.retain(|(until, ..)| now < *until);
+        let pinned = self.pins.iter().fold((0, 0), |sum, (_, bytes, places)| (sum.0 + bytes, sum.1 + places));
+        if pinned.0 + bytes > RING_BYTES / PINNED_PART || pinned.1 + places > MAX_HELD / PINNED_PART {
+            return false;
         }
+        self.pins.push_back((now + PINNED, bytes, places));
+        channel.pinned = Some(now + PINNED);
+        channel.too_much = None;
+        self.held_bytes += bytes;
+        let held = read.iter().map(|(_, bytes)| Held { since: now, channel: id, bytes: cost(bytes) });
+        self.held.extend(held);
         channel.ring.prepend(read.into_iter().map(|(entry, _)| entry).collect(), from);
-        if self.held_bytes <= RING_BYTES && self.held.len() <= MAX_HELD {
-            channel.pinned = Some(now + PINNED);
-        }
         self.forget(now);
+        true
+    }
+
+    /// What came after `from` is not to be read again for as long as the ring does not reach further back.
+    pub fn set_too_much(&mut self, id: ChannelId, from: Mark, until: Mark) {
+        if let Some(channel) = self.all.get_mut(&id).filter(|channel| channel.ring.floor() == until)
+            && !channel.is_too_much(from)
+        {
+            channel.too_much = Some(from);
+        }
     }
 
     /// What was followed of this stream does not go on: its members are told, and whoever comes gets a new channel.
@@ -260,12 +300,18 @@ impl Channels {
             }
             self.idle.pop_front();
             self.idle_topics -= topics;
-            // It may have been joined since, and left again.
-            let is_left = |channel: &Channel| channel.left == Some(since) && channel.is_empty();
-            if self.all.get(&id).is_some_and(is_left) {
-                self.unlink(id);
-                self.all.remove(&id);
+            let Some(channel) = self.all.get_mut(&id) else { continue };
+            channel.idle = false;
+            let Some(left) = channel.left.filter(|_| channel.is_empty()) else { continue };
+            if left > since {
+                // It was joined and left again: its turn comes later.
+                channel.idle = true;
+                self.idle.push_back((left, id, topics));
+                self.idle_topics += topics;
+                continue;
             }
+            self.unlink(id);
+            self.all.remove(&id);
         }
     }
 
@@ -273,9 +319,8 @@ impl Channels {
         // What is pinned goes to the end of the line, so that each is looked at once.
         for _ in 0..self.held.len() {
             let Some(oldest) = self.held.front() else { break };
-            let over = self.held_bytes > RING_BYTES || self.held.len() > MAX_HELD;
-            if !over && now.duration_since(oldest.since) < KEPT {
-                break;
+            if !self.is_over() && now.duration_since(oldest.since) < KEPT {
+                return;
             }
             let Some(held) = self.held.pop_front() else { break };
             match self.all.get_mut(&held.channel) {
@@ -288,6 +333,15 @@ impl Channels {
             }
             self.held_bytes -= held.bytes;
         }
+        // All that is left is pinned, as a flood came into channels that are: the bound is what counts.
+        if self.is_over() {
+            self.all.values_mut().for_each(|channel| channel.pinned = None);
+            self.pins.clear();
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        self.held_bytes > RING_BYTES || self.held.len() > MAX_HELD
     }
 
     fn unlink(&mut self, id: ChannelId) {
@@ -321,126 +375,4 @@ fn tell(news: &mut [Vec<ChannelId>], id: ChannelId, channel: &mut Channel) -> u6
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::engine::frame::{Frame, Message};
-    use cratemill_protocol::bus::{DomainEvent, EventMessage};
-
-    fn topics(names: &[&str]) -> Arc<[Topic]> {
-        names.iter().map(|name| name.parse().unwrap()).collect()
-    }
-
-    fn mark(events: u64) -> Mark {
-        Mark { events, topics: 0 }
-    }
-
-    fn entry(sequence: u64) -> Entry {
-        let event = DomainEvent::Queue { queued: sequence, running: 0 };
-        let frame = Frame::new(sequence, Message::Event(EventMessage { at_ms: 0, event }));
-        Entry { source: Source::Events, frame: Arc::new(frame), mark: mark(sequence) }
-    }
-
-    fn channels() -> Channels {
-        let mut channels = Channels::default();
-        channels.set_reactors(2);
-        channels
-    }
-
-    fn sequences(channels: &Channels, id: ChannelId, cursor: u32) -> Option<Vec<u64>> {
-        Some(channels.get(id)?.ring.from(cursor)?.map(|entry| entry.frame.sequence).collect())
-    }
-
-    #[test]
-    fn a_message_is_once_in_each_channel_that_it_is_for_and_its_reactors_are_told_once() {
-        let (mut channels, now) = (channels(), Instant::now());
-        let builds = channels.join(&topics(&["builds"]), 0, mark(1));
-        let both = channels.join(&topics(&["builds", "crate.hexyl"]), 1, mark(1));
-        assert_eq!(channels.join(&topics(&["builds"]), 1, mark(9)), builds);
-        let queue = channels.join(&topics(&["queue"]), 0, mark(1));
-        let fed = topics(&["job.7", "crate.hexyl", "builds"]);
-        assert_eq!(channels.publish(&fed, &entry(2), 10, now), Wanted(0b11));
-        assert_eq!(channels.publish(&fed, &entry(3), 10, now), Wanted(0), "they know");
-        assert_eq!(channels.take_news(0), [builds]);
-        let mut second = channels.take_news(1);
-        second.sort_unstable();
-        assert_eq!(second, [builds, both]);
-        for (id, expected) in [(builds, vec![2, 3]), (both, vec![2, 3]), (queue, vec![])] {
-            assert_eq!(sequences(&channels, id, 0), Some(expected), "{id}");
-        }
-        assert_eq!(channels.publish(&topics(&["queue"]), &entry(4), 10, now), Wanted(0b01));
-    }
-
-    #[test]
-    fn a_channel_outlives_its_members_for_a_while() {
-        let (mut channels, now) = (channels(), Instant::now());
-        let names = topics(&["queue"]);
-        let id = channels.join(&names, 0, mark(1));
-        channels.leave(id, 0, now);
-        let _ = channels.publish(&names, &entry(2), 10, now);
-        channels.forget(now + KEPT / 2);
-        assert_eq!(channels.join(&names, 1, mark(2)), id, "it is there for whoever comes back");
-        assert_eq!(sequences(&channels, id, 0), Some(vec![2]));
-        channels.forget(now + KEPT);
-        assert_eq!(sequences(&channels, id, 0), None, "its messages get old");
-        assert_eq!(sequences(&channels, id, 1), Some(vec![]));
-        channels.leave(id, 1, now + KEPT);
-        channels.forget(now + KEPT * 2);
-        assert!(channels.all.is_empty() && channels.by_topic.is_empty() && channels.by_topics.is_empty());
-        assert_eq!(channels.held_bytes, 0);
-    }
-
-    #[test]
-    fn all_rings_together_are_bounded() {
-        let (mut channels, now) = (channels(), Instant::now());
-        let (one, other) = (topics(&["queue"]), topics(&["builders"]));
-        let quiet = channels.join(&one, 0, mark(0));
-        let busy = channels.join(&other, 0, mark(0));
-        let _ = channels.publish(&one, &entry(1), 10, now);
-        for sequence in 2..200 {
-            let _ = channels.publish(&other, &entry(sequence), RING_BYTES / 100, now);
-        }
-        assert!(channels.held_bytes <= RING_BYTES);
-        assert_eq!(sequences(&channels, quiet, 0), None);
-        assert_eq!(channels.get(quiet).unwrap().ring.floor(), mark(1));
-        assert!(channels.get(busy).unwrap().ring.floor().events > 90);
-    }
-
-    #[test]
-    fn who_comes_after_a_break_has_a_channel_of_its_own() {
-        let mut channels = channels();
-        let names = topics(&["queue"]);
-        let old = channels.join(&names, 0, mark(70));
-        assert_eq!(channels.break_off(Source::Logs), Wanted(0));
-        assert_eq!(channels.break_off(Source::Events), Wanted(1));
-        assert!(channels.get(old).unwrap().broken);
-        let new = channels.join(&names, 0, mark(2));
-        assert_ne!(old, new);
-        channels.leave(old, 0, Instant::now());
-        assert!(channels.get(old).is_none());
-        let _ = channels.publish(&names, &entry(3), 10, Instant::now());
-        assert_eq!(sequences(&channels, new, 0), Some(vec![3]));
-    }
-
-    #[test]
-    fn what_is_read_again_goes_in_front_unless_the_ring_has_moved() {
-        let (mut channels, now) = (channels(), Instant::now());
-        let names = topics(&["queue"]);
-        let id = channels.join(&names, 0, mark(10));
-        let _ = channels.publish(&names, &entry(11), 10, now);
-        let read = || [8, 9].map(|sequence| (entry(sequence), 10)).to_vec();
-        channels.prepend(id, mark(7), mark(9), read(), now);
-        assert_eq!(sequences(&channels, id, 0), Some(vec![11]), "the ring began elsewhere");
-        channels.prepend(id, mark(7), mark(10), read(), now);
-        assert_eq!(sequences(&channels, id, 0_u32.wrapping_sub(2)), Some(vec![8, 9, 11]));
-        // While those who waited for it come, it stays.
-        for sequence in 12..300 {
-            let _ = channels.publish(&names, &entry(sequence), RING_BYTES / 100 / BYTE_BYTES, now);
-        }
-        assert_eq!(channels.get(id).unwrap().ring.floor(), mark(7));
-        channels.forget(now + PINNED);
-        assert!(channels.held_bytes <= RING_BYTES && channels.get(id).unwrap().ring.floor().events > 90);
-        channels.forget(now + PINNED + KEPT);
-        assert_eq!(channels.held_bytes, 0);
-        assert!(channels.get(id).unwrap().ring.is_empty());
-    }
-}
+mod tests;
