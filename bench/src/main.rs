@@ -38,12 +38,16 @@ enum Bench {
     /// Part of `live`: a server that is plain axum.
     #[command(hide = true)]
     LiveAxum(live::servers::axum::Arguments),
+    /// Part of `live`: a loop that writes to sockets.
+    #[command(hide = true)]
+    LiveRaw(live::servers::raw::Arguments),
 }
 
 fn main() -> Result<()> {
     match Arguments::parse().bench {
-        // One thread, and nothing else in the process.
+        // Nothing else is to be in the process.
         Bench::LiveViewers(arguments) => live::viewers::run(arguments),
+        Bench::LiveRaw(arguments) => live::servers::raw::run(&arguments),
         bench => measure(bench),
     }
 }
@@ -58,5 +62,6 @@ async fn measure(bench: Bench) -> Result<()> {
         Bench::Live(arguments) => live::run(arguments).await,
         Bench::LiveViewers(arguments) => live::viewers::run(arguments),
         Bench::LiveAxum(arguments) => live::servers::axum::run(arguments).await,
+        Bench::LiveRaw(arguments) => live::servers::raw::run(&arguments),
     }
 }

@@ -28,6 +28,8 @@ const POLL: Duration = Duration::from_millis(20);
 pub(super) struct Plan {
     pub(super) servers: Vec<SocketAddrV4>,
     pub(super) path: String,
+    /// What viewers over WebSocket say first; empty for streams of events.
+    pub(super) subscribe: String,
     pub(super) topics: usize,
     pub(super) viewers: usize,
     pub(super) processes: usize,
@@ -59,6 +61,7 @@ impl Crowd {
                 // Each address of loopback has ports of its own.
                 from: Ipv4Addr::new(127, 0, 1, u8::try_from(number + 1)?),
                 path: plan.path.clone(),
+                subscribe: plan.subscribe.clone(),
                 first: number * each,
                 topics: plan.topics,
             };

@@ -33,7 +33,7 @@ pub(super) async fn measure(runs: usize) -> Result<Value> {
         println!("  {viewers} viewers, {per_s} events a second");
         let name = format!("{viewers}x{per_s}");
         let mut medians = Vec::new();
-        for kind in [Kind::Ours, Kind::Nchan, Kind::Axum] {
+        for kind in [Kind::Ours, Kind::Nchan, Kind::Axum, Kind::Raw] {
             let mut all = Vec::new();
             for _ in 0..runs {
                 all.push(one(kind, viewers, per_s).await?);
@@ -47,6 +47,7 @@ pub(super) async fn measure(runs: usize) -> Result<Value> {
         }
         fields[format!("fanout_ratio_{name}")] = hundredths(medians[0] / medians[1]).into();
         fields[format!("axum_ratio_{name}")] = hundredths(medians[0] / medians[2]).into();
+        fields[format!("raw_ratio_{name}")] = hundredths(medians[0] / medians[3]).into();
     }
     Ok(fields)
 }
@@ -55,7 +56,15 @@ async fn one(kind: Kind, viewers: usize, per_s: u32) -> Result<Run> {
     let server = Server::start(kind).await?;
     let processes = viewers.div_ceil(VIEWERS_EACH);
     let (servers, path) = (vec![server.address()?], server.path().to_owned());
-    let mut crowd = Crowd::start(&Plan { servers, path, topics: 1, viewers, processes, apart: false })?;
+    let mut crowd = Crowd::start(&Plan {
+        servers,
+        path,
+        subscribe: String::new(),
+        topics: 1,
+        viewers,
+        processes,
+        apart: false,
+    })?;
     crowd.open(viewers, OPEN_TIMEOUT).await?;
     let publisher = server.publisher().await?.start(per_s);
     sleep(WARM_UP).await;

@@ -23,6 +23,7 @@ pub(super) async fn measure() -> Result<Value> {
     let plan = Plan {
         servers: ours.addresses()?,
         path: QUEUE_PATH.to_owned(),
+        subscribe: String::new(),
         topics: 1,
         viewers,
         processes: NODES,

@@ -5,7 +5,7 @@
 
 use super::{
     crowd::{Crowd, Plan},
-    servers::{Kind, Server},
+    servers::{Kind, Server, ours},
 };
 use crate::statistics::{count, hundredths, median};
 use anyhow::{Result, ensure};
@@ -16,6 +16,11 @@ const BROADCASTS: u64 = 200;
 const OPEN_TIMEOUT: Duration = Duration::from_mins(2);
 const ARRIVE_TIMEOUT: Duration = Duration::from_mins(2);
 
+const WEBSOCKET: &str = "ws";
+/// Who is measured, and how its fields are called.
+const WHO: [(Kind, &str); 4] =
+    [(Kind::Ours, "sse"), (Kind::Ours, WEBSOCKET), (Kind::Nchan, "nchan"), (Kind::Axum, "axum")];
+
 /// Bytes of each connection.
 struct Each {
     idle: f64,
@@ -23,30 +28,32 @@ struct Each {
 }
 
 pub(super) async fn measure(viewers: usize, runs: usize) -> Result<Value> {
-    let mut fields = json!({ "memory_connections": viewers, "ws_bytes_per_connection": null });
-    for kind in [Kind::Ours, Kind::Nchan, Kind::Axum] {
+    let mut fields = json!({ "memory_connections": viewers });
+    for (kind, prefix) in WHO {
         let mut all = Vec::new();
         for _ in 0..runs {
-            let each = one(kind, viewers).await?;
+            let each = one(kind, prefix == WEBSOCKET, viewers).await?;
             println!(
-                "  {kind}: {:.1} bytes for an idle connection, {:.1} after {BROADCASTS} broadcasts",
+                "  {kind}, {prefix}: {:.1} bytes for an idle connection, {:.1} after {BROADCASTS} broadcasts",
                 each.idle, each.after_traffic
             );
             all.push(each);
         }
         let of = |field: fn(&Each) -> f64| hundredths(median(all.iter().map(field).collect()));
-        let prefix = if kind == Kind::Ours { "sse".to_owned() } else { kind.to_string() };
         fields[format!("{prefix}_bytes_per_connection")] = of(|each| each.idle).into();
         fields[format!("{prefix}_bytes_after_traffic")] = of(|each| each.after_traffic).into();
     }
     Ok(fields)
 }
 
-async fn one(kind: Kind, viewers: usize) -> Result<Each> {
+async fn one(kind: Kind, websocket: bool, viewers: usize) -> Result<Each> {
     let server = Server::start(kind).await?;
-    let path = server.path().to_owned();
-    let servers = vec![server.address()?];
-    let mut crowd = Crowd::start(&Plan { servers, path, topics: 1, viewers, processes: 1, apart: false })?;
+    let (path, subscribe) =
+        if websocket { (ours::WEBSOCKET_PATH, ours::SUBSCRIBE) } else { (server.path(), "") };
+    let (path, subscribe, servers) = (path.to_owned(), subscribe.to_owned(), vec![server.address()?]);
+    let plan = Plan { servers, path, subscribe, topics: 1, viewers, processes: 1, apart: false };
+    let mut crowd = Crowd::start(&plan)?;
+    let nobody = server.pss().await?;
     let few = viewers / 4;
     crowd.open(few, OPEN_TIMEOUT).await?;
     let with_few = server.pss().await?;
@@ -66,6 +73,7 @@ async fn one(kind: Kind, viewers: usize) -> Result<Each> {
     ensure!(last == BROADCASTS && report.cuts == 0, "connections were cut");
     crowd.stop().await?;
     server.stop().await?;
+    println!("    {:.2} MB before the first, {:.2} more with {few}", nobody / 1e6, (with_few - nobody) / 1e6);
     let idle = (with_all - with_few) / count(viewers - few);
     Ok(Each { idle, after_traffic: idle + (after - with_all) / count(viewers) })
 }

@@ -49,6 +49,7 @@ async fn one() -> Result<Run> {
     let plan = Plan {
         servers: ours.addresses()?,
         path: CRATE_PATH.to_owned(),
+        subscribe: String::new(),
         topics: TOPICS,
         viewers,
         processes: NODES,

@@ -8,11 +8,6 @@ use axum::{
     response::sse::{Event, Sse},
     routing::{get, post},
 };
-use cratemill_stack::{
-    data_dir::DataDir,
-    ports::Port,
-    process::{Command, Process, Signal},
-};
 use futures_util::{Stream, stream};
 use std::{
     convert::Infallible,
@@ -21,10 +16,9 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
 };
 use tokio::{
-    net::{TcpListener, TcpStream},
+    net::TcpListener,
     sync::broadcast::{self, error::RecvError},
 };
 
@@ -32,8 +26,6 @@ pub(in crate::live) const FOLLOW_PATH: &str = "/follow";
 pub(in crate::live) const PUBLISH_PATH: &str = "/publish";
 /// Events that a viewer may be behind before it misses some.
 const CAPACITY: usize = 1_024;
-const START_TIMEOUT: Duration = Duration::from_secs(10);
-const STOP_GRACE: Duration = Duration::from_secs(5);
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
@@ -76,34 +68,4 @@ async fn follow(State(shared): State<Arc<Shared>>) -> Sse<impl Stream<Item = Res
         }
     });
     Sse::new(events)
-}
-
-/// A running one.
-pub(in crate::live) struct Axum {
-    process: Process,
-    port: Port,
-    _data_dir: DataDir,
-}
-
-impl Axum {
-    pub(in crate::live) async fn start() -> Result<Self> {
-        let (data_dir, port) = (DataDir::temporary()?, Port::reserve()?);
-        let address = port.address();
-        let command = Command::new("axum", std::env::current_exe()?, &data_dir.log());
-        let process = command.args(["live-axum", "--listen", &address.to_string()]).spawn().await?;
-        process.ready(START_TIMEOUT, async || Ok(TcpStream::connect(address).await.map(drop)?)).await?;
-        Ok(Self { process, port, _data_dir: data_dir })
-    }
-
-    pub(in crate::live) fn address(&self) -> SocketAddr {
-        self.port.address()
-    }
-
-    pub(in crate::live) fn pid(&self) -> u32 {
-        self.process.pid()
-    }
-
-    pub(in crate::live) async fn stop(self) -> Result<()> {
-        self.process.stop(Signal::SIGTERM, STOP_GRACE).await.map(drop)
-    }
 }

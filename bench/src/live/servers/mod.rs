@@ -1,11 +1,14 @@
 //! The servers that are measured: each of them processes of its own, all with the same text for the same event.
 
 pub(crate) mod axum;
+mod local;
 pub(super) mod nchan;
 pub(super) mod ours;
+pub(crate) mod raw;
 
 use super::{publisher::Publisher, usage};
 use anyhow::{Result, bail};
+use local::Local;
 use std::{
     fmt,
     net::{SocketAddr, SocketAddrV4},
@@ -17,6 +20,8 @@ pub(super) enum Kind {
     Ours,
     Nchan,
     Axum,
+    /// No server, but the limit of what one can do with a write for each event and viewer.
+    Raw,
 }
 
 impl fmt::Display for Kind {
@@ -25,6 +30,7 @@ impl fmt::Display for Kind {
             Self::Ours => "ours",
             Self::Nchan => "nchan",
             Self::Axum => "axum",
+            Self::Raw => "raw",
         })
     }
 }
@@ -33,7 +39,8 @@ impl fmt::Display for Kind {
 pub(super) enum Server {
     Ours(Box<ours::Ours>),
     Nchan(nchan::Nchan),
-    Axum(axum::Axum),
+    Axum(Local),
+    Raw(Local),
 }
 
 impl Server {
@@ -41,7 +48,8 @@ impl Server {
         Ok(match kind {
             Kind::Ours => Self::Ours(Box::new(ours::Ours::start(1).await?)),
             Kind::Nchan => Self::Nchan(nchan::Nchan::start().await?),
-            Kind::Axum => Self::Axum(axum::Axum::start().await?),
+            Kind::Axum => Self::Axum(Local::start("axum", "live-axum").await?),
+            Kind::Raw => Self::Raw(Local::start("raw", "live-raw").await?),
         })
     }
 
@@ -49,7 +57,7 @@ impl Server {
         match self {
             Self::Ours(ours) => Ok(ours.addresses()?[0]),
             Self::Nchan(nchan) => v4(nchan.address()),
-            Self::Axum(axum) => v4(axum.address()),
+            Self::Axum(local) | Self::Raw(local) => v4(local.address()),
         }
     }
 
@@ -59,6 +67,7 @@ impl Server {
             Self::Ours(_) => ours::QUEUE_PATH,
             Self::Nchan(_) => nchan::FOLLOW_PATH,
             Self::Axum(_) => axum::FOLLOW_PATH,
+            Self::Raw(_) => raw::FOLLOW_PATH,
         }
     }
 
@@ -66,7 +75,8 @@ impl Server {
         match self {
             Self::Ours(ours) => Ok(ours.publisher(1)),
             Self::Nchan(nchan) => Publisher::http(nchan.address(), nchan::PUBLISH_PATH).await,
-            Self::Axum(axum) => Publisher::http(axum.address(), axum::PUBLISH_PATH).await,
+            Self::Axum(local) => Publisher::http(local.address(), axum::PUBLISH_PATH).await,
+            Self::Raw(local) => Publisher::http(local.address(), raw::PUBLISH_PATH).await,
         }
     }
 
@@ -83,7 +93,7 @@ impl Server {
     pub(super) fn bus_cpu(&self) -> Result<Duration> {
         match self {
             Self::Ours(ours) => ours.bus_cpu(),
-            Self::Nchan(_) | Self::Axum(_) => Ok(Duration::ZERO),
+            Self::Nchan(_) | Self::Axum(_) | Self::Raw(_) => Ok(Duration::ZERO),
         }
     }
 
@@ -91,7 +101,7 @@ impl Server {
         match self {
             Self::Ours(ours) => ours.stop().await,
             Self::Nchan(mut nchan) => nchan.stop().await,
-            Self::Axum(axum) => axum.stop().await,
+            Self::Axum(local) | Self::Raw(local) => local.stop().await,
         }
     }
 
@@ -99,7 +109,7 @@ impl Server {
         match self {
             Self::Ours(ours) => ours.pids(),
             Self::Nchan(nchan) => nchan.pid().into_iter().collect(),
-            Self::Axum(axum) => vec![axum.pid()],
+            Self::Axum(local) | Self::Raw(local) => vec![local.pid()],
         }
     }
 }

@@ -19,6 +19,9 @@ use std::{net::SocketAddrV4, time::Duration};
 use tokio_util::sync::CancellationToken;
 
 pub(in crate::live) const QUEUE_PATH: &str = "/live/events?topic=queue";
+pub(in crate::live) const WEBSOCKET_PATH: &str = "/live/ws";
+/// What such a viewer says first.
+pub(in crate::live) const SUBSCRIBE: &str = r#"{"type":"subscribe","topic":"queue"}"#;
 pub(in crate::live) const CRATE_PATH: &str = "/live/events?topic=crate.c{n}";
 /// As many as a process may have connections, with some left for the bus and the database.
 const MAX_VIEWERS: usize = 19_500;

@@ -82,6 +82,7 @@ async fn one(side: Side) -> Result<Storm> {
     let plan = Plan {
         servers: balancers.addresses()?,
         path: farm.path().to_owned(),
+        subscribe: String::new(),
         topics: 1,
         viewers: VIEWERS,
         processes: PROCESSES,

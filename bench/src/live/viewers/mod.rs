@@ -21,7 +21,7 @@ use std::{
     io::{self, BufRead, Write},
     net::{Ipv4Addr, SocketAddrV4},
 };
-use viewer::{Progress, Viewer};
+use viewer::{Asks, Progress, Viewer};
 
 /// Connections that are being made: what a server's queue takes, many times over.
 const MAX_CONNECTING: usize = 512;
@@ -48,6 +48,9 @@ pub(crate) struct Arguments {
     /// Path and query, with `{n}` for a number.
     #[arg(long)]
     pub(crate) path: String,
+    /// What viewers say once they have a WebSocket; without it they follow a stream of events.
+    #[arg(long, default_value = "")]
+    pub(crate) subscribe: String,
     /// That number of the first viewer; each further one has the next.
     #[arg(long, default_value_t = 0)]
     pub(crate) first: usize,
@@ -168,11 +171,13 @@ impl Viewers {
 
     fn ready(&mut self, index: usize) {
         let Self { arguments, epoll, all, report, buffer, .. } = self;
-        let path = || {
-            let number = (arguments.first + index) % arguments.topics;
-            arguments.path.replace("{n}", &number.to_string())
+        let asks = || {
+            let number = ((arguments.first + index) % arguments.topics).to_string();
+            let [path, subscribe] =
+                [&arguments.path, &arguments.subscribe].map(|text| text.replace("{n}", &number));
+            Asks { path, subscribe }
         };
-        match all[index].advance(epoll, u64::try_from(index).unwrap_or(COMMANDS), path, buffer, report) {
+        match all[index].advance(epoll, u64::try_from(index).unwrap_or(COMMANDS), asks, buffer, report) {
             Ok(Progress::None) => {}
             Ok(Progress::Follows) => {
                 self.connecting -= 1;
@@ -205,6 +210,7 @@ impl Arguments {
         let mut args = vec!["live-viewers".to_owned()];
         args.extend(self.to.iter().flat_map(|to| ["--to".to_owned(), to.to_string()]));
         args.extend(["--from".to_owned(), self.from.to_string(), "--path".to_owned(), self.path.clone()]);
+        args.extend(["--subscribe".to_owned(), self.subscribe.clone()]);
         args.extend(["--first".to_owned(), self.first.to_string()]);
         args.extend(["--topics".to_owned(), self.topics.to_string()]);
         Ok(args)

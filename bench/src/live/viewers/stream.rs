@@ -1,11 +1,12 @@
-//! A stream of server-sent events, parsed only as far as a viewer of a bench looks: the status, the last id, and of each
-//! event the number and the time that its publisher put into it. Pure.
+//! A stream of server-sent events, or a WebSocket after its handshake, parsed only as far as a viewer of a bench looks: the
+//! status, the last id, and of each event the number and the time that its publisher put into it. Pure.
 
 /// A head or a line of ours is far shorter.
 const MAX_LINE_BYTES: usize = 16 << 10;
 const MAX_CHUNK_BYTES: usize = 1 << 24;
 /// What holds the number: of an event of the queue, and of one of a version.
 const NUMBERS: [&[u8]; 2] = [b"\"queued\":", b"\"id\":"];
+const SUBSCRIBED: &[u8] = b"{\"type\":\"subscribed\"";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Seen {
@@ -15,9 +16,15 @@ pub(super) enum Seen {
         number: u64,
         at_us: u64,
     },
+    /// What a WebSocket asked for is granted.
+    Subscribed,
     /// The server says that nothing more comes.
     End,
 }
+
+/// Of frames, which no server masks.
+pub(super) const TEXT: u8 = 0x81;
+const CLOSE: u8 = 0x88;
 
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not a stream of events: {0}")]
@@ -54,6 +61,8 @@ enum Framing {
     },
     Chunk(usize),
     ChunkEnd,
+    /// Of a WebSocket.
+    Frames,
 }
 
 impl Parser {
@@ -99,6 +108,10 @@ impl Parser {
                     bytes = &bytes[count..];
                     self.framing = if left == 0 { Framing::ChunkEnd } else { Framing::Chunk(left) };
                 }
+                Framing::Frames => {
+                    self.line.extend_from_slice(std::mem::take(&mut bytes));
+                    self.frames(&mut see)?;
+                }
                 Framing::ChunkEnd => {
                     if *first == b'\n' {
                         self.framing = Framing::ChunkSize { size: 0, digits: 0 };
@@ -139,8 +152,11 @@ impl Parser {
             }
             Framing::Headers { status, chunked } if line.is_empty() => {
                 see(Seen::Status(*status));
-                self.framing =
-                    if *chunked { Framing::ChunkSize { size: 0, digits: 0 } } else { Framing::Plain };
+                self.framing = match (*status, *chunked) {
+                    (101, _) => Framing::Frames,
+                    (_, true) => Framing::ChunkSize { size: 0, digits: 0 },
+                    (_, false) => Framing::Plain,
+                };
             }
             Framing::Headers { chunked, .. } => {
                 *chunked |= line.eq_ignore_ascii_case(b"transfer-encoding: chunked");
@@ -150,15 +166,30 @@ impl Parser {
         Ok(())
     }
 
+    /// Takes whole frames off the front of what came.
+    fn frames(&mut self, see: &mut impl FnMut(Seen)) -> Result<(), Malformed> {
+        let (came, mut rest) = (std::mem::take(&mut self.line), 0);
+        while let Some((kind, payload, length)) = frame(&came[rest..]) {
+            match kind {
+                TEXT if payload.starts_with(SUBSCRIBED) => see(Seen::Subscribed),
+                TEXT => data(payload, see),
+                CLOSE => see(Seen::End),
+                _ => {}
+            }
+            rest += length;
+        }
+        let left = &came[rest..];
+        if left.len() > MAX_CHUNK_BYTES {
+            return Err(malformed(left));
+        }
+        self.line = left.to_vec();
+        Ok(())
+    }
+
     /// A line of an event.
     fn field(&mut self, line: &[u8], see: &mut impl FnMut(Seen)) -> Result<(), Malformed> {
-        if let Some(data) = line.strip_prefix(b"data:") {
-            let mut numbers = NUMBERS.iter().filter_map(|key| Some(&data[find(data, key)? + key.len()..]));
-            let stamp = data.iter().rposition(|byte| *byte == b':').map(|colon| &data[colon + 1..]);
-            // Other events, such as one that tells of a restart, have no number.
-            if let (Some(value), Some(at_us)) = (numbers.next().and_then(number), stamp.and_then(number)) {
-                see(Seen::Event { number: value, at_us });
-            }
+        if let Some(text) = line.strip_prefix(b"data:") {
+            data(text, see);
         } else if let Some(id) = line.strip_prefix(b"id:") {
             let id = id.trim_ascii_start();
             let into = self.id.bytes.get_mut(..id.len()).ok_or_else(|| malformed(line))?;
@@ -167,6 +198,27 @@ impl Parser {
         }
         Ok(())
     }
+}
+
+fn data(text: &[u8], see: &mut impl FnMut(Seen)) {
+    let mut numbers = NUMBERS.iter().filter_map(|key| Some(&text[find(text, key)? + key.len()..]));
+    let stamp = text.iter().rposition(|byte| *byte == b':').map(|colon| &text[colon + 1..]);
+    // Other events, such as one that tells of a restart, have no number.
+    if let (Some(value), Some(at_us)) = (numbers.next().and_then(number), stamp.and_then(number)) {
+        see(Seen::Event { number: value, at_us });
+    }
+}
+
+/// The first frame, if it is there: its first byte, its payload, and its length in all.
+fn frame(bytes: &[u8]) -> Option<(u8, &[u8], usize)> {
+    let (kind, length) = (*bytes.first()?, *bytes.get(1)?);
+    let (length, from) = match length {
+        126 => (usize::from(u16::from_be_bytes(bytes.get(2..4)?.try_into().ok()?)), 4),
+        127 => (usize::try_from(u64::from_be_bytes(bytes.get(2..10)?.try_into().ok()?)).ok()?, 10),
+        short => (usize::from(short), 2),
+    };
+    let end = length.checked_add(from)?;
+    Some((kind, bytes.get(from..end)?, end))
 }
 
 fn malformed(bytes: &[u8]) -> Malformed {
@@ -216,6 +268,29 @@ mod tests {
             let event = Seen::Event { number: 12, at_us: 3456 };
             assert_eq!(seen, [Seen::Status(200), event, Seen::End], "{step}");
             assert_eq!(parser.id(), b"8");
+        }
+    }
+
+    #[test]
+    fn frames_are_the_same_however_they_are_cut() {
+        let event = br#"{"type":"event","id":"9","data":{"type":"queue","queued":4,"at_ms":77}}"#;
+        let subscribed = br#"{"type":"subscribed","topic":"queue","id":"8"}"#;
+        let long = [&event[..], &[b' '; 200]].concat();
+        let mut bytes = b"HTTP/1.1 101 Switching\r\nupgrade: websocket\r\n\r\n".to_vec();
+        for payload in [&subscribed[..], event] {
+            bytes.extend([TEXT, u8::try_from(payload.len()).unwrap()]);
+            bytes.extend(payload);
+        }
+        bytes.extend([TEXT, 126, 1, u8::try_from(long.len() - 256).unwrap()]);
+        bytes.extend(long);
+        bytes.extend([0x89, 1, b'x', CLOSE, 0]);
+        let event = Seen::Event { number: 4, at_us: 77 };
+        for step in 1..bytes.len() {
+            let (mut parser, mut seen) = (Parser::default(), Vec::new());
+            for part in bytes.chunks(step) {
+                parser.feed(part, |one| seen.push(one)).unwrap();
+            }
+            assert_eq!(seen, [Seen::Status(101), Seen::Subscribed, event, event, Seen::End], "{step}");
         }
     }
 

@@ -8,7 +8,7 @@
 
 use super::{
     report::Report,
-    stream::{Parser, Seen},
+    stream::{Parser, Seen, TEXT},
 };
 use crate::live::clock::now_us;
 use anyhow::{Context, Result, bail};
@@ -30,6 +30,17 @@ use std::{
 
 /// Younger than this, an event is the newest of a topic with two a second: who was cut and sees one has caught up.
 const FRESH_US: u64 = 600_000;
+
+const HANDSHAKE: &str = "connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n\
+    sec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\n";
+const MASKED: u8 = 0x80;
+
+/// What a viewer asks for.
+pub(super) struct Asks {
+    pub(super) path: String,
+    /// What a WebSocket says first; empty for a stream of events.
+    pub(super) subscribe: String,
+}
 
 #[derive(Debug, Default)]
 pub(super) struct Viewer {
@@ -85,7 +96,7 @@ impl Viewer {
         &mut self,
         epoll: &Epoll,
         place: u64,
-        path: impl FnOnce() -> String,
+        asks: impl FnOnce() -> Asks,
         buffer: &mut [u8],
         report: &mut Report,
     ) -> Result<Progress> {
@@ -95,13 +106,18 @@ impl Viewer {
                 if let Some(error) = socket.take_error()? {
                     return Err(error).context("not connected");
                 }
-                self.ask(&socket, &path()).context("cannot ask")?;
+                self.ask(&socket, &asks()).context("cannot ask")?;
                 epoll.modify(&socket, &mut EpollEvent::new(EpollFlags::EPOLLIN, place))?;
                 self.state = State::Asked(socket);
                 Ok(Progress::None)
             }
             State::Asked(socket) => match self.read(&socket, buffer, report)? {
                 Heard::Events => {
+                    self.state = State::Asked(socket);
+                    Ok(Progress::None)
+                }
+                Heard::Status(101) => {
+                    subscribe(&socket, &asks().subscribe).context("cannot subscribe")?;
                     self.state = State::Asked(socket);
                     Ok(Progress::None)
                 }
@@ -129,10 +145,15 @@ impl Viewer {
         }
     }
 
-    fn ask(&self, mut socket: &TcpStream, path: &str) -> io::Result<()> {
+    fn ask(&self, mut socket: &TcpStream, Asks { path, subscribe }: &Asks) -> io::Result<()> {
         let id = String::from_utf8_lossy(self.parser.id());
-        let resume = if id.is_empty() { String::new() } else { format!("last-event-id: {id}\r\n") };
-        let headers = format!("host: bench\r\naccept: text/event-stream\r\n{resume}");
+        let wants = if subscribe.is_empty() {
+            let resume = if id.is_empty() { String::new() } else { format!("last-event-id: {id}\r\n") };
+            format!("accept: text/event-stream\r\n{resume}")
+        } else {
+            HANDSHAKE.to_owned()
+        };
+        let headers = format!("host: bench\r\n{wants}");
         // Far less than the buffer of a new connection.
         socket.write_all(format!("GET {path} HTTP/1.1\r\n{headers}\r\n").as_bytes())
     }
@@ -150,6 +171,8 @@ impl Viewer {
         let mut heard = Heard::Events;
         parser.feed(&buffer[..count], |seen| match seen {
             Seen::Status(status) => heard = Heard::Status(status),
+            // What a WebSocket waits for is what an answer is to others.
+            Seen::Subscribed => heard = Heard::Status(200),
             Seen::End => heard = Heard::End,
             Seen::Event { number: next, at_us } => {
                 let delay = now.saturating_sub(at_us);
@@ -170,6 +193,15 @@ impl Viewer {
         })?;
         Ok(heard)
     }
+}
+
+/// In a frame of a client: masked, with a mask that changes nothing.
+fn subscribe(mut socket: &TcpStream, message: &str) -> io::Result<()> {
+    let length = u8::try_from(message.len()).ok().filter(|length| *length < 126);
+    let length = length.ok_or(io::ErrorKind::InvalidInput)?;
+    let mut frame = vec![TEXT, MASKED | length, 0, 0, 0, 0];
+    frame.extend(message.as_bytes());
+    socket.write_all(&frame)
 }
 
 /// What one read brought, beside events.
