@@ -8,7 +8,7 @@ use cratemill_protocol::builder::{Event, JobRef};
 use std::sync::Arc;
 use tokio::sync::{Semaphore, mpsc};
 
-/// Two megabytes of log at the most per attempt, and at 100 ms a chunk over six seconds without an ack.
+/// Two megabytes of log at the most per attempt, and at ten chunks a second more than five seconds without an ack.
 pub const CREDITS: usize = 64;
 /// Between all attempts and the session: a hand-over, the credits are the bound that counts.
 pub const UPDATES: usize = 64;

@@ -1,9 +1,7 @@
 //! Bytes of a build's output to chunks of text with offsets; pure.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-/// Half of what people see as immediate; ten chunks a second per job are easy on everything behind.
-pub(super) const FLUSH_AFTER: Duration = Duration::from_millis(100);
 /// A chunk of this size goes at once.
 pub(super) const FLUSH_BYTES: usize = 16 * 1024;
 
@@ -84,8 +82,9 @@ impl Buffer {
         self.text.len() >= FLUSH_BYTES
     }
 
-    pub(super) fn flush_at(&self) -> Option<Instant> {
-        self.since.filter(|_| !self.text.is_empty()).map(|since| since + FLUSH_AFTER)
+    /// Since when there is text that waits.
+    pub(super) fn waits_since(&self) -> Option<Instant> {
+        self.since.filter(|_| !self.text.is_empty())
     }
 
     /// All there is, in chunks that a frame can hold, cut between characters.

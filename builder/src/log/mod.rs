@@ -4,6 +4,7 @@
 //! that takes nothing holds the build's output back; nothing is dropped but what exceeds the job's own limit.
 
 mod buffer;
+mod pace;
 
 pub use buffer::Stream;
 
@@ -11,6 +12,7 @@ use crate::events::{Abandoned, Events};
 use buffer::{Buffer, Chunk};
 use bytes::Bytes;
 use cratemill_protocol::{Stage, builder::Event};
+use pace::Pace;
 use std::time::Instant;
 use tokio::{sync::mpsc, task::JoinHandle, time::sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -76,11 +78,13 @@ async fn pump(
     mut buffer: Buffer,
     overflow: CancellationToken,
 ) -> Result<(), Abandoned> {
+    let mut pace = Pace::default();
     loop {
-        let flush_at = buffer.flush_at().map(tokio::time::Instant::from_std);
+        let flush_at = buffer.waits_since().map(|since| tokio::time::Instant::from_std(pace.due(since)));
         let piece = tokio::select! {
             piece = pieces.recv() => piece,
             () = sleep_until(flush_at.unwrap_or_else(tokio::time::Instant::now)), if flush_at.is_some() => {
+                pace.went(Instant::now());
                 send(&events, buffer.take()).await?;
                 continue;
             }
