@@ -35,6 +35,9 @@ enum Bench {
     /// Part of `live`: many viewers in one process.
     #[command(hide = true)]
     LiveViewers(live::viewers::Arguments),
+    /// Part of `live`: viewers of a log in one process.
+    #[command(hide = true)]
+    LiveLogReaders(live::logs::readers::Arguments),
     /// Part of `live`: a server that is plain axum.
     #[command(hide = true)]
     LiveAxum(live::servers::axum::Arguments),
@@ -48,6 +51,7 @@ fn main() -> Result<()> {
         // Nothing else is to be in the process.
         Bench::LiveViewers(arguments) => live::viewers::run(arguments),
         Bench::LiveRaw(arguments) => live::servers::raw::run(&arguments),
+        Bench::LiveLogReaders(arguments) => live::logs::readers::run(&arguments),
         bench => measure(bench),
     }
 }
@@ -61,6 +65,7 @@ async fn measure(bench: Bench) -> Result<()> {
         Bench::Downloads(arguments) => downloads::run(arguments).await,
         Bench::Live(arguments) => live::run(arguments).await,
         Bench::LiveViewers(arguments) => live::viewers::run(arguments),
+        Bench::LiveLogReaders(arguments) => live::logs::readers::run(&arguments),
         Bench::LiveAxum(arguments) => live::servers::axum::run(arguments).await,
         Bench::LiveRaw(arguments) => live::servers::raw::run(&arguments),
     }

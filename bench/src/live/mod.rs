@@ -11,6 +11,7 @@ mod crowd;
 mod fanout;
 mod files;
 mod histogram;
+pub(crate) mod logs;
 mod many;
 mod memory;
 mod publisher;
@@ -36,6 +37,8 @@ enum Part {
     Topics,
     /// A node with 18,000 viewers is killed.
     Storm,
+    /// The log of a running job: its first line, and many lines to many viewers.
+    Logs,
 }
 
 #[derive(Debug, clap::Args)]
@@ -49,6 +52,9 @@ pub(crate) struct Arguments {
     /// Connections whose memory is measured.
     #[arg(long, default_value_t = 10_000)]
     connections: usize,
+    /// Lines that a followed log gets in a second.
+    #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(1_000..=1_000_000))]
+    log_lines: u32,
 }
 
 pub(crate) async fn run(arguments: Arguments) -> Result<()> {
@@ -80,6 +86,10 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
     if wants(Part::Storm) {
         println!("storm");
         add(&mut result, storm::measure(arguments.runs).await?);
+    }
+    if wants(Part::Logs) {
+        println!("logs: {} lines a second", arguments.log_lines);
+        add(&mut result, logs::measure(arguments.runs, arguments.log_lines).await?);
     }
     println!("{result}");
     Ok(())

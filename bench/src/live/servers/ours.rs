@@ -15,6 +15,7 @@ use cratemill_stack::{
     services::{self, Service},
 };
 use futures_util::future::{join_all, try_join_all};
+use sqlx::{Connection as _, PgConnection};
 use std::{net::SocketAddrV4, time::Duration};
 use tokio_util::sync::CancellationToken;
 
@@ -23,6 +24,16 @@ pub(in crate::live) const WEBSOCKET_PATH: &str = "/live/ws";
 /// What such a viewer says first.
 pub(in crate::live) const SUBSCRIBE: &str = r#"{"type":"subscribe","topic":"queue"}"#;
 pub(in crate::live) const CRATE_PATH: &str = "/live/events?topic=crate.c{n}";
+const JOB: &str = "
+    WITH c AS (INSERT INTO crates (name, canonical) VALUES ('bench', 'bench') RETURNING id),
+         v AS (INSERT INTO versions (crate_id, version, sha256) SELECT id, '1.0.0', repeat('0', 64) FROM c RETURNING id)
+    INSERT INTO jobs (version_id, kind, target) SELECT id, 'tarball', 't' FROM v RETURNING id";
+const RUNS: &str = "
+    WITH b AS (INSERT INTO builders (name) VALUES ('bench') RETURNING id)
+    INSERT INTO leases (job_id, attempt, builder_id, version_id, crate_id, krate, version, sha256, kind, target, features,
+                        priority, run_at, tries, accepted_at, lease_until)
+    SELECT $1, 1, b.id, v.id, c.id, c.name, v.version, v.sha256, 'tarball', 't', 'default', 10, now(), 0, now(), now()
+    FROM b, jobs j JOIN versions v ON v.id = j.version_id JOIN crates c ON c.id = v.crate_id WHERE j.id = $1";
 /// As many as a process may have connections, with some left for the bus and the database.
 const MAX_VIEWERS: usize = 19_500;
 
@@ -83,6 +94,18 @@ impl Ours {
 
     pub(in crate::live) fn addresses(&self) -> Result<Vec<SocketAddrV4>> {
         self.nodes.iter().map(|node| v4(node.port().context("a node has no port")?.address())).collect()
+    }
+
+    pub(in crate::live) fn bus(&self) -> &Bus {
+        &self.bus
+    }
+
+    /// A new job, which runs.
+    pub(in crate::live) async fn job(&self) -> Result<i64> {
+        let mut conn = PgConnection::connect(&self.postgres.url()).await?;
+        let job = sqlx::query_scalar(JOB).fetch_one(&mut conn).await.context("cannot make a job")?;
+        sqlx::query(RUNS).bind(job).execute(&mut conn).await.context("cannot have a job run")?;
+        Ok(job)
     }
 
     pub(in crate::live) fn publisher(&self, topics: usize) -> Publisher {
