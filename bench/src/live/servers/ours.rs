@@ -14,8 +14,9 @@ use cratemill_stack::{
     secrets::Secrets,
     services::{self, Service},
 };
+use cratemill_store::database;
 use futures_util::future::{join_all, try_join_all};
-use sqlx::{Connection as _, PgConnection};
+use sqlx::PgPool;
 use std::{net::SocketAddrV4, time::Duration};
 use tokio_util::sync::CancellationToken;
 
@@ -102,9 +103,11 @@ impl Ours {
 
     /// A new job, which runs.
     pub(in crate::live) async fn job(&self) -> Result<i64> {
-        let mut conn = PgConnection::connect(&self.postgres.url()).await?;
-        let job = sqlx::query_scalar(JOB).fetch_one(&mut conn).await.context("cannot make a job")?;
-        sqlx::query(RUNS).bind(job).execute(&mut conn).await.context("cannot have a job run")?;
+        let pool = PgPool::connect(&self.postgres.url()).await?;
+        // A node that is ready may not have done so yet.
+        database::migrate(&pool).await?;
+        let job = sqlx::query_scalar(JOB).fetch_one(&pool).await.context("cannot make a job")?;
+        sqlx::query(RUNS).bind(job).execute(&pool).await.context("cannot have a job run")?;
         Ok(job)
     }
 
