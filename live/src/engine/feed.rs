@@ -16,13 +16,13 @@ use anyhow::Context as _;
 use async_nats::{Message, Subscriber, header};
 use cratemill_protocol::subjects;
 use cratemill_service::bus::Bus;
-use futures_util::{StreamExt as _, future::select_all};
+use futures_util::{FutureExt as _, StreamExt as _, future::select_all};
 use std::{
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 use tokio::sync::mpsc;
-use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use tokio_util::sync::CancellationToken;
 
 /// How often the streams are compared with what arrived: a lost last message is late by twice this at most.
 const PROBE_EVERY: Duration = Duration::from_millis(500);
@@ -47,13 +47,13 @@ pub async fn run(bus: Bus, hub: Arc<Hub>, shutdown: CancellationToken) -> anyhow
         let (sender, line) = mpsc::channel(WAITING);
         let feed = Feed { bus: bus.clone(), hub: Arc::clone(&hub), source };
         lines.push((source, sender));
-        // A stream that is read again holds up no other one.
-        feeds.push(AbortOnDropHandle::new(tokio::spawn(feed.run(line))));
+        // A stream that is read again holds up no other one. In one task: waking another thread for each message costs
+        // more than what is done with it.
+        feeds.push(feed.run(line).boxed());
     }
-    let ended = select_all(feeds);
     tokio::select! {
         () = sort(messages, &lines) => anyhow::bail!("the subscription ended"),
-        (result, ..) = ended => result.context("a feed died"),
+        _ = select_all(feeds) => anyhow::bail!("a feed ended"),
         () = shutdown.cancelled() => Ok(()),
     }
 }

@@ -17,6 +17,7 @@ use nix::{
     errno::Errno,
     sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
 };
+use smallvec::SmallVec;
 use std::{
     collections::HashMap,
     sync::{Arc, mpsc},
@@ -30,7 +31,9 @@ const EVENTS: usize = 1_024;
 const WAKE: u64 = u64::MAX;
 /// A turn is followed by a rest of so many times its length,
 const REST_TURNS: u32 = 8;
-/// but not a longer one: what happens now is seen now.
+/// but not a shorter one, for what comes meanwhile is told in one turn,
+const MIN_REST: Duration = Duration::from_millis(2);
+/// and not a longer one: what happens now is seen now.
 const MAX_REST: Duration = Duration::from_millis(20);
 /// A sweep over all connections, which takes a quarter of a heartbeat, has so many steps.
 const SWEEP_STEPS: u32 = 32;
@@ -60,7 +63,7 @@ pub(super) struct Reactor {
     pub(super) seats: Arc<Seats>,
     pub(super) epoll: Epoll,
     pub(super) table: Table,
-    pub(super) members: HashMap<ChannelId, Vec<Member>>,
+    pub(super) members: HashMap<ChannelId, SmallVec<[Member; 2]>>,
     pub(super) talks: Talks,
     /// Of the newest WebSocket, or request of one.
     pub(super) serial: u32,
@@ -148,7 +151,7 @@ impl Reactor {
             if self.due && now >= self.rested {
                 self.turn();
                 let took = now.elapsed();
-                self.rested = now + took + (took * REST_TURNS).min(MAX_REST);
+                self.rested = now + took + (took * REST_TURNS).clamp(MIN_REST, MAX_REST);
             }
             if now >= self.next_sweep {
                 self.sweep();

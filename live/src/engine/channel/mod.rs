@@ -3,14 +3,17 @@
 //! All who follow the same topics share a channel, and each of them is no more than a cursor into its ring. Logs have no
 //! channels: a log moves to the archive while it is read, and how far one is in it is each viewer's own.
 
+mod ids;
 mod ring;
 
 pub use ring::{Entry, Mark, Place, Ring};
 
 use crate::engine::Source;
 use cratemill_protocol::topic::Topic;
+use ids::Ids;
+use smallvec::{SmallVec, smallvec};
 use std::{
-    collections::{BTreeSet, HashMap, VecDeque},
+    collections::{HashMap, VecDeque},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -32,12 +35,14 @@ const PINNED_PART: usize = 2;
 const MAX_IDLE_TOPICS: usize = 20_000;
 
 pub type ChannelId = u32;
+/// The streams that topics are of.
+pub type Sources = SmallVec<[Source; Source::ALL.len()]>;
 
 #[derive(Debug, Default)]
 pub struct Channels {
     all: HashMap<ChannelId, Channel>,
     by_topics: HashMap<Arc<[Topic]>, ChannelId>,
-    by_topic: HashMap<Topic, BTreeSet<ChannelId>>,
+    by_topic: HashMap<Topic, Ids>,
     last_id: ChannelId,
     /// A message in a ring each, the oldest first.
     held: VecDeque<Held>,
@@ -61,10 +66,10 @@ struct Held {
 #[derive(Debug)]
 pub struct Channel {
     pub topics: Arc<[Topic]>,
-    pub sources: Vec<Source>,
+    pub sources: Sources,
     pub ring: Ring,
     /// Who follows it, by reactor.
-    members: Vec<u32>,
+    members: SmallVec<[u32; 4]>,
     /// When the last member left.
     left: Option<Instant>,
     /// It is among the idle ones, or was and has not been looked at since.
@@ -164,7 +169,7 @@ impl Channels {
             topics: Arc::clone(topics),
             sources: Source::ALL.into_iter().filter(has).collect(),
             ring: Ring::new(mark),
-            members: vec![0; self.news.len()],
+            members: smallvec![0; self.news.len()],
             left: None,
             idle: false,
             told: 0,
@@ -202,9 +207,9 @@ impl Channels {
     pub fn publish(&mut self, topics: &[Topic], entry: &Entry, bytes: usize, now: Instant) -> Wanted {
         let (mut wanted, mut bytes) = (0, bytes * BYTE_BYTES + MESSAGE_BYTES);
         for (i, topic) in topics.iter().enumerate() {
-            for id in self.by_topic.get(topic).into_iter().flatten() {
+            for id in self.by_topic.get(topic).map(|ids| ids.0.as_slice()).unwrap_or_default() {
                 let has_it =
-                    topics[..i].iter().any(|t| self.by_topic.get(t).is_some_and(|ids| ids.contains(id)));
+                    topics[..i].iter().any(|t| self.by_topic.get(t).is_some_and(|ids| ids.contains(*id)));
                 let Some(channel) = self.all.get_mut(id).filter(|_| !has_it) else { continue };
                 channel.ring.push(entry.clone());
                 // All rings share it, and forget it together.
@@ -351,8 +356,8 @@ impl Channels {
         }
         for topic in channel.topics.iter() {
             if let Some(ids) = self.by_topic.get_mut(topic) {
-                ids.remove(&id);
-                if ids.is_empty() {
+                ids.remove(id);
+                if ids.0.is_empty() {
                     self.by_topic.remove(topic);
                 }
             }
