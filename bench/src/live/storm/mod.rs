@@ -118,6 +118,9 @@ async fn one(side: Side) -> Result<Storm> {
     Ok(storm)
 }
 
+/// Shares of the viewers of which it is told when they are back.
+const MILESTONES: [usize; 5] = [1, 50, 90, 99, 100];
+
 /// Kills the first node and waits until all of its viewers have caught up.
 async fn strike(farm: &mut Farm, balancers: &Balancers, crowd: &mut Crowd) -> Result<Storm> {
     let killed_us = now_us();
@@ -126,9 +129,14 @@ async fn strike(farm: &mut Farm, balancers: &Balancers, crowd: &mut Crowd) -> Re
     let (idle, cpu, bus) = (usage::pss(&pids)?, usage::cpu(&pids)?, farm.bus_cpu()?);
     let balancing = usage::cpu(&balancers.pids())?;
     let (deadline, mut peak) = (Instant::now() + CATCH_UP_TIMEOUT, idle);
+    let mut milestones = MILESTONES.into_iter().peekable();
     let report = loop {
         peak = peak.max(usage::pss(&pids)?);
         let report = crowd.report().await?;
+        let back = VIEWERS - (VIEWERS - usize::try_from(report.cuts)?.min(VIEWERS)) - report.behind;
+        while let Some(percent) = milestones.next_if(|percent| back * 100 >= VIEWERS * percent) {
+            println!("    {percent} % are up to date after {} ms", now_us().saturating_sub(killed_us) / 1_000);
+        }
         if is_over(&report) {
             break report;
         }
