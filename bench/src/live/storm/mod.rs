@@ -133,9 +133,12 @@ async fn strike(farm: &mut Farm, balancers: &Balancers, crowd: &mut Crowd) -> Re
     let report = loop {
         peak = peak.max(usage::pss(&pids)?);
         let report = crowd.report().await?;
-        let back = VIEWERS - (VIEWERS - usize::try_from(report.cuts)?.min(VIEWERS)) - report.behind;
+        let back = usize::try_from(report.cuts)?.min(VIEWERS).saturating_sub(report.behind);
         while let Some(percent) = milestones.next_if(|percent| back * 100 >= VIEWERS * percent) {
-            println!("    {percent} % are up to date after {} ms", now_us().saturating_sub(killed_us) / 1_000);
+            println!(
+                "    {percent} % are up to date after {} ms",
+                now_us().saturating_sub(killed_us) / 1_000
+            );
         }
         if is_over(&report) {
             break report;
