@@ -65,7 +65,7 @@ pub async fn run(config: Config, context: Context) -> anyhow::Result<()> {
     let letting_in = sockets.clone();
     context.health.require("builders", move || std::future::ready(letting_in.check()));
     let router = routes::router(app.clone(), context.health.router().merge(sockets.router()))?;
-    let listener = http::bind(listen).await?;
+    let listener = http::bind(listen)?;
     context.essential("builders' connections", sockets.run(groups, schema));
     let quick = app.clone();
     let shortcut = move |request: &Request<_>, peer| download::shortcut::answer(&quick, request, peer);

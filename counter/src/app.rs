@@ -32,7 +32,7 @@ pub async fn run(config: Config, context: Context) -> anyhow::Result<()> {
         let bus = nats.clone();
         async move { bus.check() }
     });
-    let listener = http::bind(config.process.listen).await?;
+    let listener = http::bind(config.process.listen)?;
     let shutdown = context.shutdown.clone();
     context.essential("the HTTP server", http::serve(listener, context.health.router(), shutdown.clone()));
     count(pool, &bus, &shutdown).await;

@@ -29,7 +29,7 @@ pub async fn run(config: Config, context: Context) -> anyhow::Result<()> {
     let objects = Objects::new(&config.objects);
     let bus = Bus::connect(&config.nats.nats_url, "dispatcher").await?;
     require(&context, &pool, &bus, &objects);
-    let listener = http::bind(config.process.listen).await?;
+    let listener = http::bind(config.process.listen)?;
     let shutdown = context.shutdown.clone();
     context.essential("the HTTP server", http::serve(listener, context.health.router(), shutdown.clone()));
 

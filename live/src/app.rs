@@ -57,7 +57,7 @@ pub async fn run(config: Config, context: Context) -> anyhow::Result<()> {
     context.essential("feed", feed::run(bus, hub, context.shutdown.clone()));
     context.essential("reactors", ended);
     let served = async {
-        let listener = listen(&config).await?;
+        let listener = listen(&config)?;
         serve(listener, router(&context, gateway, publisher), context.shutdown).await
     };
     let served = served.await;
@@ -97,8 +97,8 @@ async fn migrate(pool: PgPool, shutdown: CancellationToken) {
     }
 }
 
-async fn listen(config: &Config) -> anyhow::Result<TcpListener> {
-    let listener = http::bind(config.process.listen).await?;
+fn listen(config: &Config) -> anyhow::Result<TcpListener> {
+    let listener = http::bind(config.process.listen)?;
     let patience = Duration::from_secs(config.viewer_heartbeat_s * PEER_HEARTBEATS);
     http::drop_stalled(&listener, patience.max(PEER_PATIENCE))?;
     tracing::info!(address = %listener.local_addr()?, "listening");

@@ -16,7 +16,7 @@ use hyper::{
 use hyper_util::rt::{TokioIo, TokioTimer};
 use nix::sys::socket::{setsockopt, sockopt};
 use std::{convert::Infallible, net::SocketAddr, pin::pin, time::Duration};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// Half a request and then silence holds a connection no longer than this.
@@ -30,8 +30,19 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// for it, down to the read from the object store. Over any pause of a line that works.
 const STALLED: Duration = Duration::from_secs(30);
 
-pub async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
-    let listener = TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
+/// Connections that the kernel keeps until they are accepted: when a node dies all its viewers come at once, and whoever finds
+/// no room tries again a second later. The kernel has a bound of its own.
+const BACKLOG: u32 = 16_384;
+
+pub fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    let listen = || {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        // A restart does not wait for connections of before.
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(BACKLOG)
+    };
+    let listener = listen().with_context(|| format!("cannot listen on {address}"))?;
     drop_stalled(&listener, STALLED)?;
     Ok(listener)
 }

@@ -44,7 +44,7 @@ async fn endless(stalled: Duration) -> (TcpStream, Arc<Notify>) {
             async { Some((Ok::<_, Infallible>(chunk), ends)) }
         }))
     };
-    let listener = http::bind(([127, 0, 0, 1], 0).into()).await.unwrap();
+    let listener = http::bind(([127, 0, 0, 1], 0).into()).unwrap();
     http::drop_stalled(&listener, stalled).unwrap();
     let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
     tokio::spawn(http::serve(listener, Router::new().route("/", get(body)), CancellationToken::new()));

@@ -30,8 +30,8 @@ fn path() -> String {
 }
 
 /// Serves the node's routes as its process does.
-async fn listen(node: &Node) -> SocketAddr {
-    let listener = cratemill_service::http::bind(([127, 0, 0, 1], 0).into()).await.unwrap();
+fn listen(node: &Node) -> SocketAddr {
+    let listener = cratemill_service::http::bind(([127, 0, 0, 1], 0).into()).unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(cratemill_service::http::serve(listener, node.router(), CancellationToken::new()));
     address
@@ -85,7 +85,7 @@ async fn a_node_holds_no_more_of_a_file_than_a_few_chunks(pool: PgPool) {
     let proxy = counting_proxy(store, Arc::clone(&passed), Arc::clone(&more)).await;
     let endpoint = format!("--s3-endpoint=http://{proxy}");
     let node = servers.node(pool, &[&endpoint]).await;
-    let address = listen(&node).await;
+    let address = listen(&node);
 
     let request = format!("GET {} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n", path());
     let mut client = ask(address, request.as_bytes()).await;
@@ -116,7 +116,7 @@ async fn hostile_requests_are_refused_or_answered(pool: PgPool) {
     let servers = Servers::start().await;
     let node = servers.node(pool, &[]).await;
     published(&node, "demo", "1.0.0", b"bytes").await;
-    let address = listen(&node).await;
+    let address = listen(&node);
     let good = path();
     let tag = format!("\"{}\"", Sha256Hex::of(b"bytes"));
     let long =

@@ -55,9 +55,9 @@ impl Follower {
     fn text(&mut self, mut text: &[u8]) -> Result<Seen, Fault> {
         let mut seen = Seen { lines: 0, at_us: None };
         while !text.is_empty() {
-            let (number, begun) =
-                (self.offset / LINE_BYTES, usize::try_from(self.offset % LINE_BYTES).unwrap_or(0));
-            let whole = LINE_BYTES as usize - 1 - begun;
+            let (number, begun) = (self.offset / LINE_BYTES, self.offset % LINE_BYTES);
+            // Less than a line, which is short.
+            let whole = usize::try_from(LINE_BYTES - 1 - begun).unwrap_or_default();
             if begun == 0
                 && let Some(head) = text.get(..STAMP.end)
             {
