@@ -35,6 +35,8 @@ const MAX_BYTES: usize = 8 << 20;
 const READINGS: usize = 16;
 /// Who cannot begin by then reads on its own.
 const READINGS_PATIENCE: Duration = Duration::from_millis(500);
+/// Those behind one that found no room need not look so soon.
+const BUSY: Duration = Duration::from_millis(500);
 /// A bus that is away must not keep a turn for ever.
 const READING: Duration = Duration::from_secs(30);
 
@@ -50,6 +52,8 @@ pub struct Backfills {
 struct Wanted {
     /// The oldest place that those who wait have named.
     from: Mutex<Option<Mark>>,
+    /// Until when a reading has no chance, as the last one had none.
+    busy: Mutex<Option<Instant>>,
     turn: Arc<Turn<()>>,
 }
 
@@ -57,6 +61,14 @@ impl Wanted {
     fn want(&self, seen: Mark) {
         let mut from = self.from();
         *from = Some(from.map_or(seen, |from| from.least(seen)));
+    }
+
+    fn is_busy(&self, now: Instant) -> bool {
+        self.busy.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|until| now < until)
+    }
+
+    fn set_busy(&self, until: Instant) {
+        *self.busy.lock().unwrap_or_else(PoisonError::into_inner) = Some(until);
     }
 
     fn from(&self) -> MutexGuard<'_, Option<Mark>> {
@@ -116,13 +128,21 @@ impl Backfills {
         waiting.wanted.want(seen);
         let turn = Arc::clone(&waiting.wanted.turn).lock_owned().await;
         let state = hub.channels(|channels, _| {
-            channels
-                .get(channel)
-                .map(|channel| (channel.ring.floor(), channel.ring.popped, channel.sources.len()))
+            channels.get(channel).map(|channel| {
+                let ring = &channel.ring;
+                (ring.floor(), ring.popped, channel.sources.len(), channel.is_too_much(seen))
+            })
         });
-        let Some((now, popped, sources)) = state else { return Outcome::TooMuch };
+        let Some((now, popped, sources, too_much)) = state else { return Outcome::TooMuch };
         if now != floor {
             return Outcome::Done;
+        }
+        // Whoever had the turn before found out.
+        if too_much {
+            return Outcome::TooMuch;
+        }
+        if waiting.wanted.is_busy(Instant::now()) {
+            return Outcome::Busy;
         }
         if popped && sources > 1 {
             // Read again, two streams come in another order, and old cursors would stand for other messages.
@@ -134,14 +154,18 @@ impl Backfills {
             let _turn = turn;
             let read = all.fetch(&hub, channel, &topics, from, floor);
             let outcome = timeout(READING, read).await.unwrap_or(Outcome::Busy);
-            if outcome == Outcome::Done || from == seen {
+            if outcome != Outcome::TooMuch || from == seen {
                 return outcome;
             }
             // Somebody else missed more than a ring holds.
             let read = all.fetch(&hub, channel, &topics, seen, floor);
             timeout(READING, read).await.unwrap_or(Outcome::Busy)
         });
-        reading.await.unwrap_or(Outcome::Busy)
+        let outcome = reading.await.unwrap_or(Outcome::Busy);
+        if outcome == Outcome::Busy {
+            waiting.wanted.set_busy(Instant::now() + BUSY);
+        }
+        outcome
     }
 
     /// What came after `from` in a stream whose part of the ring begins later. What is too much is not read twice.

@@ -38,7 +38,7 @@ struct Probe {
 }
 
 /// Messages of one stream that wait while it is read again; what comes on top is read again too.
-const WAITING: usize = 4_096;
+const WAITING: usize = 16_384;
 
 pub async fn run(bus: Bus, hub: Arc<Hub>, shutdown: CancellationToken) -> anyhow::Result<()> {
     let messages = bus.client.subscribe(subjects::LIVE_ALL).await.context("cannot subscribe")?;
@@ -109,6 +109,8 @@ impl Feed {
         let follow = async {
             loop {
                 tokio::select! {
+                    // What has arrived is not missing.
+                    biased;
                     live = inbox.recv() => match live {
                         Some(live) => self.take(&live).await,
                         None => return,
@@ -143,7 +145,7 @@ impl Feed {
                 tracing::info!(stream = source.stream(), sequence = last, "following");
                 self.hub.set_position(source, last);
             }
-            Some(_) if probe.position.is_some_and(|position| last < position) => {
+            Some(position) if last < position && probe.position.is_some_and(|before| last < before) => {
                 tracing::error!(stream = source.stream(), sequence = last, "the stream began anew");
                 self.hub.break_off(source, last);
             }
@@ -160,14 +162,14 @@ impl Feed {
         }
         tracing::warn!(stream = source.stream(), from, to, "reading what did not arrive");
         metrics::repair(source.stream());
-        let mut replay = Replay::new(&self.bus.jetstream, source, source.everything().to_owned(), from, to);
+        let mut replay = Replay::all(&self.bus.jetstream, source, from, to);
         while let Some(read) = replay.next().await {
             match read {
                 Read::Message(stored) => {
                     self.hub.publish(source, stored.sequence, &stored.subject, &stored.payload);
                 }
                 // Whoever comes from before it is told too, by its own reading.
-                Read::Expired { next } => self.hub.break_off(source, next.saturating_sub(1)),
+                Read::Expired { next } => self.hub.break_off(source, next.saturating_sub(1).min(to)),
             }
         }
         self.hub.set_position(source, to);

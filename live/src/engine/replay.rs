@@ -28,10 +28,14 @@ pub struct Replay {
     jetstream: jetstream::Context,
     source: Source,
     filter: String,
+    /// Whatever the stream has: then each number has its message.
+    reads_all: bool,
     /// The first sequence that was not read.
     next: u64,
     to: u64,
     open: Option<Open>,
+    /// It was read, and something before it is gone: first that is told.
+    kept: Option<Stored>,
     /// As long as the stream is no further, no user topic has lost what was to be read.
     safe_until: Option<u64>,
     backoff: Backoff,
@@ -107,8 +111,23 @@ impl std::fmt::Debug for Replay {
 impl Replay {
     /// Everything that matches `filter` after `from`, up to and with `to`.
     pub fn new(jetstream: &jetstream::Context, source: Source, filter: String, from: u64, to: u64) -> Self {
-        let (jetstream, next) = (jetstream.clone(), from.saturating_add(1));
-        Self { jetstream, source, filter, next, to, open: None, safe_until: None, backoff: backoff() }
+        Self {
+            jetstream: jetstream.clone(),
+            source,
+            filter,
+            reads_all: false,
+            next: from.saturating_add(1),
+            to,
+            open: None,
+            kept: None,
+            safe_until: None,
+            backoff: backoff(),
+        }
+    }
+
+    /// Everything of the stream, where what is gone is known exactly.
+    pub fn all(jetstream: &jetstream::Context, source: Source, from: u64, to: u64) -> Self {
+        Self { reads_all: true, ..Self::new(jetstream, source, source.everything().to_owned(), from, to) }
     }
 
     /// None at the end of the range. It waits for as long as the bus is away.
@@ -152,9 +171,12 @@ impl Replay {
             let open = self.reopen().await?;
             let pending = open.pending;
             self.open = Some(open);
-            if self.source == Source::Topics && self.is_overfull(pending, bounds.last) {
+            if self.source == Source::Topics && !self.reads_all && self.is_overfull(pending, bounds.last) {
                 return Ok(Some(Read::Expired { next: self.next }));
             }
+        }
+        if let Some(kept) = self.kept.take() {
+            return Ok(Some(Read::Message(kept)));
         }
         let Some(open) = &mut self.open else { return Ok(None) };
         let was = open.batches;
@@ -170,11 +192,21 @@ impl Replay {
                 return Ok(Some(Read::Expired { next: self.next }));
             }
         }
-        if let Some(stored) = stored {
-            return Ok(Some(Read::Message(stored)));
+        let Some(stored) = stored else {
+            self.check_end().await?;
+            // Who reads all has a number for each message, and these have none any more.
+            let lost = self.reads_all && self.source != Source::Logs && self.next <= self.to;
+            return Ok(lost.then(|| {
+                self.next = self.to.saturating_add(1);
+                Read::Expired { next: self.next }
+            }));
+        };
+        if self.reads_all && self.source != Source::Logs && stored.sequence > self.next {
+            self.next = stored.sequence;
+            self.kept = Some(stored);
+            return Ok(Some(Read::Expired { next: self.next }));
         }
-        self.check_end().await?;
-        Ok(None)
+        Ok(Some(Read::Message(stored)))
     }
 
     /// A user topic loses its oldest message when it has more than are kept of one. What it lost was to be read only if

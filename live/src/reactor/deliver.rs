@@ -13,7 +13,10 @@ use crate::{
 };
 use bytes::Bytes;
 use nix::sys::epoll::EpollEvent;
-use std::time::{Duration, Instant};
+use std::{
+    cmp::Reverse,
+    time::{Duration, Instant},
+};
 
 /// What all stuck connections of a node may hold together; they share most of it.
 const OWED_BYTES: usize = 64 << 20;
@@ -139,18 +142,22 @@ impl Reactor {
         self.forgive()
     }
 
-    /// Forgets what the one is owed that has been for the longest time, if there is no room for all. It is to be closed.
+    /// Forgets what the one is owed that is owed most, if there is no room for all. It is to be closed.
     pub(super) fn forgive(&mut self) -> Option<SlotId> {
         if self.owed_bytes <= OWED_BYTES / self.reactors {
             return None;
         }
+        let costs =
+            |(id, owed): &(&SlotId, &Owed)| (owed.bytes.len() + self.backlog(**id), Reverse(owed.first));
+        let id = *self.owed.iter().max_by_key(costs)?.0;
         metrics::overflow();
-        let (id, _) = self.owed.iter().min_by_key(|(_, owed)| owed.first)?;
-        let id = *id;
-        if let Some(owed) = self.owed.remove(&id) {
-            self.owed_bytes -= owed.bytes.len();
-        }
+        self.forget_debt(id);
         Some(id)
+    }
+
+    fn forget_debt(&mut self, id: SlotId) {
+        let owed = self.owed.remove(&id).map_or(0, |owed| owed.bytes.len());
+        self.owed_bytes -= owed + self.clear_backlog(id);
     }
 
     /// The connection takes bytes again.
@@ -275,7 +282,7 @@ impl Reactor {
     }
 
     pub(super) fn close(&mut self, id: SlotId) {
-        self.owed_bytes -= self.backlog(id);
+        self.forget_debt(id);
         let Some(slot) = self.table.get(id) else { return };
         let (talks, channel, member) = (slot.dialect.is_socket(), slot.channel, slot.member);
         if talks {
@@ -286,9 +293,6 @@ impl Reactor {
             self.talks.remove(member);
         } else {
             self.leave(channel, member);
-        }
-        if let Some(owed) = self.owed.remove(&id) {
-            self.owed_bytes -= owed.bytes.len();
         }
         if let Some(stream) = self.table.take(id).and_then(|slot| slot.stream) {
             socket::close(&stream);

@@ -106,7 +106,8 @@ struct Extra {
 /// A topic that was asked for.
 struct Asked {
     number: u32,
-    topic: Topic,
+    /// None once it is not wanted any more: it counts until its answer comes.
+    topic: Option<Topic>,
     /// Until it is looked into.
     since: Option<Since>,
     /// Whoever looks into it sees that it is still here.
@@ -221,8 +222,12 @@ impl Reactor {
         }
         talk.holder.subscribe(topic).map_err(|denied| denied.to_string())?;
         self.serial = self.serial.wrapping_add(1);
-        let asked =
-            Asked { number: self.serial, topic: topic.clone(), since: Some(since), wanted: Arc::default() };
+        let asked = Asked {
+            number: self.serial,
+            topic: Some(topic.clone()),
+            since: Some(since),
+            wanted: Arc::default(),
+        };
         talk.extra().asked.push(asked);
         self.look_into_next(id);
         Ok(())
@@ -234,9 +239,9 @@ impl Reactor {
         let serial = talk.serial;
         let Some(extra) = &mut talk.extra else { return };
         for asked in extra.asked.iter_mut().take(ASKED_AT_ONCE) {
-            let Some(since) = asked.since.take() else { continue };
+            let (Some(topic), Some(since)) = (asked.topic.clone(), asked.since.take()) else { continue };
             let who = Who { reactor: self.number, slot: id, serial, ask: asked.number };
-            let ask = Ask { who, topic: asked.topic.clone(), since, wanted: Arc::downgrade(&asked.wanted) };
+            let ask = Ask { who, topic, since, wanted: Arc::downgrade(&asked.wanted) };
             // Whoever takes them ends with the process.
             let _ = self.asks.send(ask);
         }
@@ -245,7 +250,7 @@ impl Reactor {
     fn follows(&self, id: SlotId, topic: &Topic) -> bool {
         let Some(talk) = self.talks.get(&self.table, id) else { return false };
         let elsewhere = talk.extra.as_ref().is_some_and(|extra| {
-            extra.asked.iter().any(|asked| asked.topic == *topic)
+            extra.asked.iter().any(|asked| asked.topic.as_ref() == Some(topic))
                 || extra.tasks.iter().any(|(followed, _)| followed.topic == *topic)
         });
         elsewhere || self.followed(talk, topic).is_some()
@@ -263,10 +268,13 @@ impl Reactor {
     fn unsubscribe(&mut self, id: SlotId, topic: &Topic) -> bool {
         let Some(talk) = self.talks.get_mut(&self.table, id) else { return false };
         if let Some(extra) = &mut talk.extra {
-            if let Some(place) = extra.asked.iter().position(|asked| asked.topic == *topic) {
-                extra.asked.remove(place);
+            if let Some(place) = extra.asked.iter().position(|asked| asked.topic.as_ref() == Some(topic)) {
+                if extra.asked[place].since.is_some() {
+                    extra.asked.remove(place);
+                } else {
+                    extra.asked[place].topic = None;
+                }
                 talk.tidy();
-                self.look_into_next(id);
                 return true;
             }
             if let Some(place) = extra.tasks.iter().position(|(followed, _)| followed.topic == *topic) {
@@ -293,7 +301,7 @@ impl Reactor {
         let id = who.slot;
         let extra = talk.extra();
         let asked = extra.asked.iter().position(|asked| asked.number == who.ask);
-        let asked = asked.map(|place| extra.asked.remove(place).topic);
+        let asked = asked.and_then(|place| extra.asked.remove(place).topic);
         let followed = extra.tasks.iter().position(|(followed, _)| followed.number == who.ask);
         match (answer, asked) {
             (Answer::Joined { member, cursor, mark, reset }, Some(topic)) => {
@@ -370,6 +378,15 @@ impl Reactor {
     pub(super) fn backlog(&self, id: SlotId) -> usize {
         let extra = self.talks.get(&self.table, id).and_then(|talk| talk.extra.as_ref());
         extra.map_or(0, |extra| extra.backlog.iter().map(|(bytes, _)| bytes.len()).sum())
+    }
+
+    /// Forgets it; how many bytes it was.
+    pub(super) fn clear_backlog(&mut self, id: SlotId) -> usize {
+        let bytes = self.backlog(id);
+        if let Some(extra) = self.talks.get_mut(&self.table, id).and_then(|talk| talk.extra.as_mut()) {
+            extra.backlog.clear();
+        }
+        bytes
     }
 
     /// The next of what waits; false when nothing does.

@@ -223,6 +223,16 @@ impl Node {
         self.process.ready(PATIENCE, probe).await.unwrap();
     }
 
+    /// Once it has noticed what it misses.
+    pub(crate) async fn is_unready(&self) {
+        let unready = async {
+            while reqwest::get(format!("{}/readyz", self.url)).await.unwrap().status() != 503 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, unready).await.expect("it stays ready");
+    }
+
     /// The value of a metric, by the start of its line.
     pub(crate) async fn metric(&self, start: &str) -> f64 {
         let text = reqwest::get(format!("{}/metrics", self.url)).await.unwrap().text().await.unwrap();

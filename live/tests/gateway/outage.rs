@@ -79,7 +79,7 @@ async fn the_bus_is_away_for_half_a_minute_and_viewers_wait_for_it(pool: PgPool)
     farm.nats.stop().await.unwrap();
     let away = Instant::now();
     let fresh = farm.starting_node_with(&env).await;
-    assert_eq!(answer_of(&node, "/readyz").await.status(), 503);
+    node.is_unready().await;
     for path in ["/readyz", "/live/events?topic=queue", &format!("/live/events?topic={log}")] {
         let answer = answer_of(&fresh, path).await;
         assert_eq!(answer.status(), 503, "{path}");

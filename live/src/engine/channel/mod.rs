@@ -76,6 +76,8 @@ pub struct Channel {
     idle: bool,
     /// A bit for each reactor that has been told.
     told: u64,
+    /// Of what is held, what is this channel's.
+    held_bytes: usize,
     /// Until when nothing is taken out of the ring.
     pinned: Option<Instant>,
     /// What came after this, up to where the ring begins, is more than is read again, or is gone.
@@ -173,6 +175,7 @@ impl Channels {
             left: None,
             idle: false,
             told: 0,
+            held_bytes: 0,
             pinned: None,
             too_much: None,
             broken: false,
@@ -216,6 +219,7 @@ impl Channels {
                 let bytes = std::mem::take(&mut bytes);
                 self.held.push_back(Held { since: now, channel: *id, bytes });
                 self.held_bytes += bytes;
+                channel.held_bytes += bytes;
                 wanted |= tell(&mut self.news, *id, channel);
             }
         }
@@ -240,12 +244,15 @@ impl Channels {
         let (bytes, places) = (read.iter().map(|(_, bytes)| cost(bytes)).sum::<usize>(), read.len());
         self.pins.retain(|(until, ..)| now < *until);
         let pinned = self.pins.iter().fold((0, 0), |sum, (_, bytes, places)| (sum.0 + bytes, sum.1 + places));
-        if pinned.0 + bytes > RING_BYTES / PINNED_PART || pinned.1 + places > MAX_HELD / PINNED_PART {
+        // Nothing of this channel goes while something of it is pinned.
+        let all = (pinned.0 + bytes + channel.held_bytes, pinned.1 + places + channel.ring.len());
+        if all.0 > RING_BYTES / PINNED_PART || all.1 > MAX_HELD / PINNED_PART {
             return false;
         }
         self.pins.push_back((now + PINNED, bytes, places));
         channel.pinned = Some(now + PINNED);
         channel.too_much = None;
+        channel.held_bytes += bytes;
         self.held_bytes += bytes;
         let held = read.iter().map(|(_, bytes)| Held { since: now, channel: id, bytes: cost(bytes) });
         self.held.extend(held);
@@ -333,7 +340,10 @@ impl Channels {
                     self.held.push_back(Held { since: now, ..held });
                     continue;
                 }
-                Some(channel) => drop(channel.ring.pop()),
+                Some(channel) => {
+                    channel.held_bytes -= held.bytes;
+                    drop(channel.ring.pop());
+                }
                 None => {}
             }
             self.held_bytes -= held.bytes;

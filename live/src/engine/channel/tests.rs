@@ -135,6 +135,19 @@ fn what_is_read_again_leaves_room_for_what_is_new() {
     let later = now + PINNED;
     assert!(channels.prepend(ids[1], mark(7), mark(10), third(), later));
     assert!(!too_much(&channels, 6));
+    // Nothing of a pinned channel goes: one that has a lot itself gets nothing in front.
+    for sequence in 11..60 {
+        let _ = channels.publish(&names[2], &entry(sequence), RING_BYTES / 100 / BYTE_BYTES, later);
+    }
+    let last = later + PINNED;
+    assert!(!channels.prepend(
+        ids[2],
+        mark(7),
+        mark(10),
+        vec![(entry(9), RING_BYTES / 50 / BYTE_BYTES)],
+        last
+    ));
+    let later = last;
     // A flood into what is pinned: the bound is what counts.
     for sequence in 11..300 {
         let _ = channels.publish(&names[1], &entry(sequence), RING_BYTES / 100 / BYTE_BYTES, later);
