@@ -20,7 +20,7 @@ use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-/// Looked into at once; the others wait, a few for each connection.
+/// Looked into at once; the others wait, two for each connection.
 const AT_ONCE: usize = 256;
 /// Items of a log that are ready for one connection.
 const ITEMS: usize = 32;
