@@ -6,7 +6,6 @@ use crate::{
     config::Config,
     counts, deadline,
     logs::{self, Archive},
-    outage::{Outage, pause},
     outbox, outcomes,
     registry::{self, answer::Refreshes, client::Registry, renewal},
     requests, rescue,
@@ -14,7 +13,14 @@ use crate::{
 };
 use anyhow::Context as _;
 use cratemill_protocol::Target;
-use cratemill_service::{Context, bus::Bus, http, streams};
+use cratemill_scheduler::Scheduler;
+use cratemill_service::{
+    Context,
+    bus::Bus,
+    http,
+    outage::{Outage, pause},
+    streams,
+};
 use cratemill_store::{PgPool, connect, database, objects::Objects, targets};
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
@@ -127,6 +133,8 @@ fn start(
     let watch = registry::watch::run(pool(), registry.clone(), config.registry.clone(), shutdown());
     context.essential("registry watch", watch);
 
+    let scheduler = Scheduler { pool: pool(), bus: bus(), jobs: Some(wakes.schedule.clone()) };
+    context.essential("scheduler", cratemill_scheduler::run(scheduler, shutdown()));
     let assignment =
         Assignment { pool: queue(), bus: bus(), registry, wakes, limits, lease_s: config.lease_s };
     context.essential("assignment", assignment::run(assignment, shutdown()));

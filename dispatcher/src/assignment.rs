@@ -6,7 +6,6 @@
 use crate::{
     matching::{self, Builder},
     metrics,
-    outage::{Outage, in_time, pause},
     registry::{IndexUrl, client::Registry, template::IndexConfig},
     wakes::Wakes,
 };
@@ -16,14 +15,18 @@ use cratemill_protocol::{
     bus::{Assigned, AssignedJob, NodeMessage},
     subjects,
 };
-use cratemill_service::bus::Bus;
+use cratemill_service::{
+    bus::Bus,
+    outage::{Outage, pause},
+};
 use cratemill_store::{
-    PgPool, queue,
+    PgPool,
+    patience::in_time,
+    queue,
     queue::Candidate,
     sessions::{self, Waiting},
 };
 use std::{collections::HashMap, sync::Arc, time::Duration};
-use time::OffsetDateTime;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -33,8 +36,6 @@ const ACCEPT: Duration = Duration::from_secs(15);
 const MAX_BUILDERS: i64 = 128;
 /// Jobs leased in one transaction: short enough that no other dispatcher waits for it.
 const MAX_JOBS: usize = 512;
-/// Jobs that become due at once, and are put into their lines in one statement; the rest follows in the next.
-const MAX_PROMOTED: i64 = 1_000;
 /// Without any wake-up: what a lost notification costs at most.
 const POLL: Duration = Duration::from_secs(2);
 /// Clocks differ by more than any shorter wait would be worth.
@@ -56,28 +57,24 @@ pub struct Assignment {
 
 pub async fn run(assignment: Assignment, shutdown: CancellationToken) -> anyhow::Result<()> {
     let mut outage = Outage::new("assignment");
-    let mut due = Instant::now();
     while !shutdown.is_cancelled() {
         // The first round waits for the registry, which may hang; a round that has begun tells the nodes what it did.
         let Some(config) = shutdown.run_until_cancelled(assignment.registry.config()).await else { break };
         let rounds = match config {
-            Ok(config) => assignment.rounds(&config, due).await,
+            Ok(config) => assignment.rounds(&config).await,
             Err(error) => Err(error.into()),
         };
         match rounds {
-            Ok(next) => {
+            Ok(again) => {
                 outage.over();
-                due = next;
                 tokio::select! {
-                    // Where somebody has put jobs some may fall due any time.
-                    () = assignment.wakes.jobs.notified() => due = Instant::now(),
+                    () = assignment.wakes.jobs.notified() => {}
                     () = assignment.wakes.demand.notified() => {}
-                    () = sleep_until(due) => {}
+                    () = sleep_until(again) => {}
                     () = shutdown.cancelled() => {}
                 }
             }
             Err(error) => {
-                due = Instant::now();
                 pause(outage.failed(error), &shutdown).await;
             }
         }
@@ -86,23 +83,12 @@ pub async fn run(assignment: Assignment, shutdown: CancellationToken) -> anyhow:
 }
 
 impl Assignment {
-    /// Rounds for as long as something is assigned; returns when jobs fall due. From `due` on some may have.
-    async fn rounds(&self, config: &IndexConfig, due: Instant) -> anyhow::Result<Instant> {
+    /// Rounds for as long as something is assigned; returns when to look again without any wake-up.
+    async fn rounds(&self, config: &IndexConfig) -> anyhow::Result<Instant> {
         // Leases that no node hears of would only run out.
         self.bus.check().map_err(|why| anyhow!("the bus is away: {why}"))?;
-        loop {
-            while in_time(self.round(config)).await? {}
-            if Instant::now() < due {
-                return Ok(due.min(self.forgotten()));
-            }
-            let mut conn = self.pool.acquire().await?;
-            if in_time(queue::promote(&mut conn, MAX_PROMOTED)).await? == 0 {
-                let next = in_time(queue::next_due(&mut conn)).await?;
-                let wait = next.and_then(|next| Duration::try_from(next - OffsetDateTime::now_utc()).ok());
-                let due = Instant::now() + wait.unwrap_or(POLL).clamp(SHORTEST_WAIT, POLL);
-                return Ok(due.min(self.forgotten()));
-            }
-        }
+        while in_time(self.round(config)).await? {}
+        Ok(self.forgotten())
     }
 
     /// When what is known of targets without builders has to be looked for again.

@@ -1,11 +1,12 @@
 //! Clean-up: what failed attempts left in the object store, and marks of publishers that are gone.
 
-use crate::outage::{Outage, in_time, pause};
 use anyhow::Context as _;
 use cratemill_protocol::{Attempt, JobId};
+use cratemill_service::outage::{Outage, pause};
 use cratemill_store::{
     PgPool, downloads,
     objects::Objects,
+    patience::in_time,
     uploads::{self, Orphan},
 };
 use std::time::Duration;

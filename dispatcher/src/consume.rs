@@ -1,8 +1,11 @@
 //! Work that many processes take from one durable consumer: taken with a bound, acknowledged when it is done.
 
-use crate::outage::{Outage, pause};
 use async_nats::jetstream::{AckKind, Message, consumer::pull};
-use cratemill_service::{bus::Bus, streams};
+use cratemill_service::{
+    bus::Bus,
+    outage::{Outage, pause},
+    streams,
+};
 use futures_util::{FutureExt, StreamExt, future::ready};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;

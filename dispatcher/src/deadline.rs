@@ -1,12 +1,9 @@
 //! The deadline of attempts that renew their lease but never end: their builder is stuck, and would hold the job for ever.
 
-use crate::{
-    ending, metrics,
-    outage::{Outage, in_time, pause},
-    wakes::Wakes,
-};
+use crate::{ending, metrics, wakes::Wakes};
 use cratemill_protocol::{FailureClass, Outcome, job::Timings};
-use cratemill_store::{PgPool, queue, sessions};
+use cratemill_service::outage::{Outage, pause};
+use cratemill_store::{PgPool, patience::in_time, queue, sessions};
 use std::{sync::Arc, time::Duration};
 use tokio_util::sync::CancellationToken;
 

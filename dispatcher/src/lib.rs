@@ -27,7 +27,6 @@ pub mod ending;
 pub mod logs;
 pub mod matching;
 pub mod metrics;
-pub mod outage;
 pub mod outbox;
 pub mod outcomes;
 pub mod registry;

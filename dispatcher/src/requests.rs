@@ -4,7 +4,6 @@
 
 use crate::{
     consume::{self, Handled, Work},
-    outage::in_time,
     wakes::Wakes,
 };
 use async_nats::jetstream::Message;
@@ -16,7 +15,7 @@ use cratemill_service::{
     bus::Bus,
     group::{Rounds, group},
 };
-use cratemill_store::{PgPool, sessions};
+use cratemill_store::{PgPool, patience::in_time, sessions};
 use std::{sync::Arc, time::Duration};
 use tokio_util::sync::CancellationToken;
 

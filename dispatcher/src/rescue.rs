@@ -1,14 +1,13 @@
 //! Rescue: attempts whose lease ran out are over, and sessions of nodes that died are closed.
 
-use crate::{
-    ending, metrics,
-    outage::{Outage, in_time, pause},
-    wakes::Wakes,
-};
+use crate::{ending, metrics, wakes::Wakes};
 use anyhow::{Context as _, anyhow};
 use cratemill_protocol::{FailureClass, Outcome, bus::BuilderState, job::Timings};
-use cratemill_service::bus::Bus;
-use cratemill_store::{PgPool, database, outbox, queue, sessions};
+use cratemill_service::{
+    bus::Bus,
+    outage::{Outage, pause},
+};
+use cratemill_store::{PgPool, database, outbox, patience::in_time, queue, sessions};
 use std::{sync::Arc, time::Duration};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;

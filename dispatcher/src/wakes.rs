@@ -1,13 +1,13 @@
 //! What wakes the loops of this process: notifications of the database, hints of other services, and each other. All of
 //! them poll as well.
 
-use crate::{
-    outage::{Outage, pause},
-    unserved::Unserved,
-};
+use crate::unserved::Unserved;
 use anyhow::Context as _;
 use cratemill_protocol::subjects;
-use cratemill_service::bus::Bus;
+use cratemill_service::{
+    bus::Bus,
+    outage::{Outage, pause},
+};
 use cratemill_store::{
     PgPool,
     database::{Channel, listen},
@@ -21,6 +21,8 @@ use tokio_util::sync::CancellationToken;
 pub struct Wakes {
     /// The queue has changed.
     pub jobs: Notify,
+    /// The same, for whoever knows when jobs fall due.
+    pub schedule: Arc<Notify>,
     /// A builder waits.
     pub demand: Notify,
     pub outbox: Notify,
@@ -53,6 +55,7 @@ impl Wakes {
     /// Jobs are queued, which is an event too.
     fn queue_changed(&self) {
         self.jobs.notify_one();
+        self.schedule.notify_one();
         self.outbox.notify_one();
     }
 

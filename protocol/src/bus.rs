@@ -3,8 +3,8 @@
 //! A receiver ignores fields it does not know and refuses a version it does not know.
 
 use crate::{
-    Attempt, BuilderId, CrateName, Features, JobId, JobState, JsonText, Kind, Limits, Outcome, Priority,
-    Sha256Hex, Stage, Target, UserTopic, VersionId, builder::JobRef, codec,
+    Attempt, BuilderId, CrateName, EventId, Features, JobId, JobState, JsonText, Kind, Limits, Outcome,
+    Priority, Sha256Hex, Stage, Target, UserTopic, VersionId, builder::JobRef, codec,
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
@@ -275,6 +275,15 @@ pub struct TopicMessage {
     pub topic: UserTopic,
     /// Unix milliseconds, by the clock of the node that took it.
     pub at_ms: i64,
+    pub data: JsonText,
+}
+
+/// An event of the event API that is published. Its id is the message's too.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TimelineEvent {
+    pub id: EventId,
+    /// Any text without control characters.
+    pub name: String,
     pub data: JsonText,
 }
 

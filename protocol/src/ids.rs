@@ -1,7 +1,8 @@
 //! One newtype per id that could be swapped with another.
 
 use serde::{Deserialize, Serialize};
-use std::{fmt, num::ParseIntError, str::FromStr};
+use std::{fmt, str::FromStr};
+use uuid::Uuid;
 
 macro_rules! id {
     ($($(#[$doc:meta])* $name:ident($inner:ty)),+ $(,)?) => {$(
@@ -23,8 +24,8 @@ macro_rules! id {
         }
 
         impl FromStr for $name {
-            type Err = ParseIntError;
-            fn from_str(text: &str) -> Result<Self, ParseIntError> {
+            type Err = <$inner as FromStr>::Err;
+            fn from_str(text: &str) -> Result<Self, Self::Err> {
                 text.parse().map(Self)
             }
         }
@@ -44,6 +45,10 @@ id! {
     BuilderId(i64),
     /// A row of `artifacts`.
     ArtifactId(i64),
-    /// A row of `users`.
-    UserId(i64),
+    /// Who signed up with the event API.
+    UserId(Uuid),
+    /// An event of the event API.
+    EventId(Uuid),
+    /// What events of the event API belong to, as their authors say.
+    CollectionId(Uuid),
 }

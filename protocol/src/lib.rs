@@ -20,7 +20,7 @@ pub mod topic;
 pub mod user_topic;
 
 pub use digest::Sha256Hex;
-pub use ids::{ArtifactId, Attempt, BuilderId, CrateId, JobId, UserId, VersionId};
+pub use ids::{ArtifactId, Attempt, BuilderId, CollectionId, CrateId, EventId, JobId, UserId, VersionId};
 pub use job::{FailureClass, Features, JobState, Kind, Limits, Outcome, Priority, Stage};
 pub use json_text::JsonText;
 pub use names::{ArtifactName, CrateName, Target};

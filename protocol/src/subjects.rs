@@ -10,6 +10,9 @@
 //! event.builder.<builder>
 //! event.queue
 //! topic.<name>                user topics                     stream TOPICS    republished to live.topic...
+//! timeline.event              published events of the
+//!                             event API                       stream TIMELINE  republished to live.timeline...
+//! schedule                    something is due earlier        core NATS, a hint to who schedules
 //! registry.refresh            look at one crate now           core NATS request, queue group of dispatchers
 //! download.<node>             download batches                stream DOWNLOADS (work queue)
 //! ```
@@ -20,6 +23,7 @@ pub const BUILD_STREAM: &str = "BUILD";
 pub const LOGS_STREAM: &str = "LOGS";
 pub const EVENTS_STREAM: &str = "EVENTS";
 pub const TOPICS_STREAM: &str = "TOPICS";
+pub const TIMELINE_STREAM: &str = "TIMELINE";
 pub const DOWNLOADS_STREAM: &str = "DOWNLOADS";
 
 pub const BUILD_ALL: &str = "build.>";
@@ -29,6 +33,7 @@ pub const LOGS_ALL: &str = "log.>";
 pub const EVENTS_ALL: &str = "event.>";
 /// A user topic's subject is its text.
 pub const TOPICS_ALL: &str = "topic.>";
+pub const TIMELINE_ALL: &str = "timeline.>";
 pub const DOWNLOADS_ALL: &str = "download.>";
 
 /// Durable consumers of the work queues; every process of a kind shares one.
@@ -82,6 +87,12 @@ pub const QUEUE_EVENT: &str = "event.queue";
 
 /// A hint to the dispatchers, without content: the outbox has something. Whoever misses it looks a second later.
 pub const OUTBOX: &str = "outbox";
+
+/// All events of the event API: everybody gets all of them, in one order.
+pub const TIMELINE_EVENT: &str = "timeline.event";
+
+/// A hint to who schedules: something is due at these Unix seconds, in decimal. Whoever misses it looks soon anyway.
+pub const SCHEDULE: &str = "schedule";
 
 pub const REGISTRY_REFRESH: &str = "registry.refresh";
 /// The queue group of whoever answers requests for dispatchers.

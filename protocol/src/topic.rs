@@ -19,6 +19,8 @@ pub enum Topic {
     Queue,
     /// `topic.<name>`: what people publish.
     User(UserTopic),
+    /// What is published through the event API. It has no name: nobody asks for it in other words than that API's.
+    Timeline,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -42,6 +44,7 @@ impl Topic {
             Self::Builders => (subjects::EVENTS_STREAM, "event.builder.>".into()),
             Self::Queue => (subjects::EVENTS_STREAM, subjects::QUEUE_EVENT.into()),
             Self::User(topic) => (subjects::TOPICS_STREAM, topic.to_string()),
+            Self::Timeline => (subjects::TIMELINE_STREAM, subjects::TIMELINE_EVENT.into()),
         }
     }
 
@@ -56,6 +59,7 @@ impl Topic {
             ["event", "builder", _] => [Some(Self::Builders), None, None],
             ["event", "queue"] => [Some(Self::Queue), None, None],
             ["topic", ..] => [subject.parse().map(Self::User).ok(), None, None],
+            ["timeline", "event"] => [Some(Self::Timeline), None, None],
             _ => [None, None, None],
         };
         topics.into_iter().flatten().collect()
@@ -92,6 +96,7 @@ impl fmt::Display for Topic {
             Self::Builders => f.write_str("builders"),
             Self::Queue => f.write_str("queue"),
             Self::User(topic) => topic.fmt(f),
+            Self::Timeline => f.write_str("timeline"),
         }
     }
 }
@@ -114,7 +119,8 @@ mod tests {
             "topic.a",
             "topic.a.b",
         ];
-        let topics: Vec<Topic> = names.iter().map(|name| name.parse().unwrap()).collect();
+        let mut topics: Vec<Topic> = names.iter().map(|name| name.parse().unwrap()).collect();
+        topics.push(Topic::Timeline);
         for subject in [
             "log.7.1",
             "event.job.hexyl.7",
@@ -126,6 +132,8 @@ mod tests {
             "topic.a",
             "topic.a.b",
             "topic.a.*",
+            "timeline.event",
+            "timeline.other",
             "download.a",
         ] {
             let mut expected: Vec<_> = topics
@@ -171,6 +179,7 @@ mod tests {
             "topic.",
             "topic.*",
             "topic.a b",
+            "timeline",
         ] {
             assert!(bad.parse::<Topic>().is_err(), "{bad}");
         }

@@ -45,6 +45,13 @@ pub struct Stored {
     pub duplicate: bool,
 }
 
+/// A message for [`Bus::store_behind`].
+#[derive(Debug, Clone)]
+pub struct Numbered {
+    pub id: String,
+    pub payload: Bytes,
+}
+
 impl Bus {
     /// Connects in the background and for as long as the process lives: a bus that is away is not an error here.
     pub async fn connect(url: &NatsUrl, name: &str) -> anyhow::Result<Self> {
@@ -98,11 +105,7 @@ impl Bus {
 
     /// Says something that whoever misses it finds out by itself: nothing if the bus is away.
     pub async fn hint(&self, subject: &'static str) {
-        if self.check().is_ok()
-            && let Err(error) = self.client.publish(subject, Bytes::new()).await
-        {
-            tracing::debug!(subject, %error, "a hint is lost");
-        }
+        self.hint_of(subject, String::new()).await;
     }
 
     /// Publishes until the stream has it, with the same id at each try, for at most `patience`.
@@ -129,6 +132,36 @@ impl Bus {
             }
             tracing::warn!(subject, %error, "publishing again");
             tokio::time::sleep(wait).await;
+        }
+    }
+
+    /// Stores these right behind message `last` of the stream, one behind the other; the stream takes none of them behind
+    /// another message. All are sent before the first is acknowledged: after an error any number of the first may be there.
+    pub async fn store_behind(&self, subject: &str, last: u64, messages: Vec<Numbered>) -> Result<(), Error> {
+        let unavailable = |error: jetstream::context::PublishError| Error::Unavailable(error.to_string());
+        let mut acks = Vec::with_capacity(messages.len());
+        for (last, Numbered { id, payload }) in (last..).zip(messages) {
+            let mut headers = HeaderMap::new();
+            headers.insert(async_nats::header::NATS_MESSAGE_ID, id);
+            headers.insert(async_nats::header::NATS_EXPECTED_LAST_SEQUENCE, last.to_string());
+            let sent = self.jetstream.publish_with_headers(subject.to_owned(), headers, payload).await;
+            acks.push((last + 1, sent.map_err(unavailable)?));
+        }
+        for (expected, ack) in acks {
+            let ack = ack.await.map_err(unavailable)?;
+            if ack.duplicate || ack.sequence != expected {
+                return Err(Error::Refused(format!("message {expected} is at {}", ack.sequence)));
+            }
+        }
+        Ok(())
+    }
+
+    /// As [`Bus::hint`], with something to say.
+    pub async fn hint_of(&self, subject: &'static str, what: String) {
+        if self.check().is_ok()
+            && let Err(error) = self.client.publish(subject, what.into()).await
+        {
+            tracing::debug!(subject, %error, "a hint is lost");
         }
     }
 

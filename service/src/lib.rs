@@ -7,6 +7,7 @@ pub mod config;
 pub mod group;
 pub mod health;
 pub mod http;
+pub mod outage;
 pub mod run;
 pub mod streams;
 pub mod take_over;

@@ -16,6 +16,8 @@ const DUPLICATE_WINDOW: Duration = Duration::from_mins(2);
 const EVENTS_AGE: Duration = Duration::from_hours(24);
 /// How long what people publish can be replayed.
 const TOPICS_AGE: Duration = Duration::from_hours(24);
+/// How long published events of the event API can be replayed.
+const TIMELINE_AGE: Duration = Duration::from_hours(24);
 /// And how much of one topic: a busy one does not push out what others have said.
 pub const TOPIC_MESSAGES: u32 = 10_000;
 /// Messages that a shared consumer hands out before the first is acknowledged.
@@ -23,7 +25,17 @@ const MAX_ACK_PENDING: i64 = 4_096;
 
 /// Makes or updates every stream, until it works or the process drains.
 pub async fn ensure(bus: &Bus, replicas: usize, shutdown: &CancellationToken) -> anyhow::Result<()> {
-    for config in configs(replicas) {
+    ensure_some(bus, replicas, |_| true, shutdown).await
+}
+
+/// Only those with these names.
+pub async fn ensure_some(
+    bus: &Bus,
+    replicas: usize,
+    wanted: impl Fn(&str) -> bool,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<()> {
+    for config in configs(replicas).into_iter().filter(|config| wanted(&config.name)) {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
         while let Err(error) = bus.jetstream.create_or_update_stream(config.clone()).await {
             tracing::warn!(stream = config.name, %error, "cannot make the stream yet");
@@ -87,7 +99,7 @@ async fn pause(backoff: &mut Backoff, shutdown: &CancellationToken) -> bool {
     }
 }
 
-fn configs(replicas: usize) -> [Config; 5] {
+fn configs(replicas: usize) -> [Config; 6] {
     let stream = |name: &str, subject: &str, max_bytes: i64| Config {
         name: name.to_owned(),
         subjects: vec![subject.to_owned()],
@@ -134,6 +146,13 @@ fn configs(replicas: usize) -> [Config; 5] {
             max_age: TOPICS_AGE,
             max_messages_per_subject: i64::from(TOPIC_MESSAGES),
             ..stream(subjects::TOPICS_STREAM, subjects::TOPICS_ALL, 512 * MIB)
+        },
+        Config {
+            republish: republish(subjects::TIMELINE_ALL),
+            // Postgres has all of them, and whoever comes late gets the latest of each name.
+            discard: DiscardPolicy::Old,
+            max_age: TIMELINE_AGE,
+            ..stream(subjects::TIMELINE_STREAM, subjects::TIMELINE_ALL, 512 * MIB)
         },
     ]
 }

@@ -180,6 +180,7 @@ pub enum Alone {
     Outbox = 1,
     RegistryWatch = 2,
     Compaction = 3,
+    Schedule = 4,
 }
 
 /// "CRML": keeps our advisory locks apart from others' in the same database.

@@ -1,11 +1,11 @@
 //! A day's counts as a file: `downloads/2026-11-20.csv.gz`, sorted, with a head line.
 
-use crate::outage::in_time;
 use anyhow::Context as _;
 use cratemill_store::{
     PgConnection, PgPool, database,
     downloads::{self, dumps},
     objects::Objects,
+    patience::in_time,
 };
 use flate2::{Compression, write::GzEncoder};
 use futures_util::TryStreamExt;

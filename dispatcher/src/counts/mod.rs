@@ -5,12 +5,13 @@
 
 pub mod dump;
 
-use crate::outage::{Outage, in_time, pause};
 use cratemill_protocol::download::JOURNAL_DAYS;
+use cratemill_service::outage::{Outage, pause};
 use cratemill_store::{
     PgPool,
     downloads::{self, dumps},
     objects::Objects,
+    patience::in_time,
 };
 use std::time::Duration;
 use time::{Date, OffsetDateTime};

@@ -12,11 +12,7 @@ mod read;
 mod silent;
 pub mod sweep;
 
-use crate::{
-    metrics,
-    outage::{Outage, pause},
-    wakes::Wakes,
-};
+use crate::{metrics, wakes::Wakes};
 use anyhow::Context as _;
 use async_nats::jetstream::stream::Stream;
 use cratemill_protocol::{
@@ -25,7 +21,9 @@ use cratemill_protocol::{
 };
 use cratemill_service::{
     bus::{Bus, Error},
-    clock, streams,
+    clock,
+    outage::{Outage, pause},
+    streams,
 };
 use cratemill_store::{PgPool, attempts, attempts::ToArchive, objects::Objects};
 use futures_util::StreamExt;

@@ -7,11 +7,14 @@
 //! nats-server 2.9 takes a purge of one subject for one of the whole stream then: logs that nobody had archived yet were
 //! gone after a restart.
 
-use crate::outage::{Outage, pause};
 use anyhow::Context as _;
 use async_nats::jetstream::stream::{RawMessageErrorKind, Stream};
 use cratemill_protocol::{Attempt, JobId, subjects};
-use cratemill_service::{bus::Bus, streams};
+use cratemill_service::{
+    bus::Bus,
+    outage::{Outage, pause},
+    streams,
+};
 use cratemill_store::{PgPool, attempts};
 use futures_util::{StreamExt, TryStreamExt};
 use std::{collections::HashSet, time::Duration};

@@ -7,16 +7,17 @@
 
 mod waves;
 
-use crate::{
-    metrics,
-    outage::{Outage, in_time, pause},
-    wakes::Wakes,
+use crate::{metrics, wakes::Wakes};
+use cratemill_service::{
+    bus::{Bus, Error},
+    outage::{Outage, pause},
 };
-use cratemill_service::bus::{Bus, Error};
 use cratemill_store::{
     PgConnection, PgPool,
     database::{Alone, try_lock},
-    outbox, queue,
+    outbox,
+    patience::in_time,
+    queue,
 };
 use futures_util::future::join_all;
 use std::{sync::Arc, time::Duration};

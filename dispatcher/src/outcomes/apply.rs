@@ -6,7 +6,7 @@ use super::{
     reads::Reads,
     verify::{Expected, Verified, verify},
 };
-use crate::{ending, outage::in_time};
+use crate::ending;
 use cratemill_protocol::{
     ArtifactName, FailureClass, JobState, Kind, Outcome, Sha256Hex, bus::OutcomeMessage, job::Timings,
     manifest::Manifest,
@@ -14,7 +14,9 @@ use cratemill_protocol::{
 use cratemill_store::{
     PgConnection, PgPool, artifacts,
     artifacts::Signed,
-    builders, jobs, objects, queue,
+    builders, jobs, objects,
+    patience::in_time,
+    queue,
     queue::{Held, NewJob},
     sessions, targets, uploads,
     uploads::Upload,

@@ -1,9 +1,11 @@
 //! Failures that are final whatever else is true of the job: many of them in one transaction.
 
-use crate::{ending, outage::in_time};
+use crate::ending;
 use cratemill_protocol::{Outcome, bus::OutcomeMessage};
 use cratemill_store::{
-    PgPool, faults, queue,
+    PgPool, faults,
+    patience::in_time,
+    queue,
     queue::{End, Ended, Ending},
     sessions::{self, Gone},
 };

@@ -18,7 +18,6 @@ pub use reads::Reads;
 use crate::{
     consume::{self, Handled, Work, deliveries},
     metrics,
-    outage::in_time,
     wakes::Wakes,
 };
 use async_nats::jetstream::Message;
@@ -28,7 +27,7 @@ use cratemill_service::{
     bus::Bus,
     group::{Group, group},
 };
-use cratemill_store::{PgPool, database, objects::Objects, queue};
+use cratemill_store::{PgPool, database, objects::Objects, patience::in_time, queue};
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use std::{pin::pin, sync::Arc, time::Duration};
 use tokio::{sync::Semaphore, time::timeout};

@@ -5,14 +5,16 @@ use super::{
     client::Registry,
     refresh::{RefreshError, refresh},
 };
-use crate::outage::{Outage, pause};
 use async_nats::Message;
 use cratemill_protocol::{
     CrateName,
     bus::{self, RefreshReply, RefreshRequest},
     subjects,
 };
-use cratemill_service::bus::Bus;
+use cratemill_service::{
+    bus::Bus,
+    outage::{Outage, pause},
+};
 use cratemill_store::PgPool;
 use futures_util::{
     FutureExt, StreamExt,

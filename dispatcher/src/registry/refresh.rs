@@ -5,13 +5,14 @@ use super::{
     client::{Answer, Registry, Validators},
     lines,
 };
-use crate::outage::in_time;
 use cratemill_protocol::{
     CrateName, Features, Kind, Priority, Target,
     bus::{VersionChange, VersionChanged},
 };
 use cratemill_store::{
-    PgConnection, PgPool, crates, outbox, queue,
+    PgConnection, PgPool, crates, outbox,
+    patience::in_time,
+    queue,
     queue::NewJob,
     versions,
     versions::{Change, Published},

@@ -1,7 +1,7 @@
 //! Keeps the index's `config.json` fresh, in a task of its own: a registry that hangs keeps nobody waiting who has one.
 
 use super::client::Registry;
-use crate::outage::{Outage, pause};
+use cratemill_service::outage::{Outage, pause};
 use std::{sync::Arc, time::Duration};
 use tokio_util::sync::CancellationToken;
 

@@ -9,16 +9,17 @@ use super::{
     feed,
     refresh::{RefreshError, refresh},
 };
-use crate::{
-    config,
-    outage::{Outage, in_time, pause},
-};
+use crate::config;
 use anyhow::Context as _;
 use cratemill_protocol::CrateName;
-use cratemill_service::backoff::Backoff;
+use cratemill_service::{
+    backoff::Backoff,
+    outage::{Outage, pause},
+};
 use cratemill_store::{
     PgConnection, PgPool, database,
     database::{Alone, try_lock},
+    patience::in_time,
 };
 use futures_util::StreamExt;
 use std::{

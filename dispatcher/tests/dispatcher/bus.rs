@@ -21,6 +21,7 @@ use cratemill_protocol::{
     job::Timings,
     subjects,
 };
+use cratemill_scheduler::Scheduler;
 use cratemill_service::{bus::Bus, streams};
 use cratemill_stack::nats::Nats;
 use cratemill_store::{PgPool, attempts, attempts::ToArchive, jobs, queue};
@@ -82,6 +83,9 @@ impl Dispatcher {
         tasks.spawn(wakes::run(pool.clone(), own.clone(), wakes.clone(), shutdown.clone()));
         tasks.spawn(requests::run(pool.clone(), own.clone(), wakes.clone(), shutdown.clone()));
         tasks.spawn(assignment::run(assignment, shutdown.clone()));
+        let scheduler =
+            Scheduler { pool: pool.clone(), bus: own.clone(), jobs: Some(wakes.schedule.clone()) };
+        tasks.spawn(cratemill_scheduler::run(scheduler, shutdown.clone()));
         let objects = store.objects.clone();
         tasks.spawn(outcomes::run(
             (pool.clone(), pool.clone()),
