@@ -2,17 +2,20 @@
 
 use crate::{
     auth::Access,
-    config::Config,
-    engine::{Engine, archive::Archive, backfill::Backfills, feed, hub::Hub, seats::Seats},
+    config::{Config, DialectName},
+    engine::{Engine, Source, archive::Archive, backfill::Backfills, feed, hub::Hub, seats::Seats},
+    event_api::{self, EventApi},
+    gateway::Gateway,
+    native::{self, Native},
     origin::Origins,
     problem::Problem,
-    publish::{self, Publisher},
     reactor::Reactors,
-    sse::{self, Gateway},
     ws,
 };
 use axum::Router;
-use cratemill_service::{Context, backoff::Backoff, bus::Bus, http, take_over};
+use cratemill_protocol::subjects;
+use cratemill_scheduler::Scheduler;
+use cratemill_service::{Context, backoff::Backoff, bus::Bus, http, streams, take_over};
 use cratemill_store::{PgPool, database, objects::Objects};
 use std::{sync::Arc, time::Duration};
 use tokio::{
@@ -28,41 +31,95 @@ const PEER_PATIENCE: Duration = Duration::from_secs(5);
 /// Viewers that take their last bytes take them by then; the others must not hold up the end of the process.
 const LAST_BYTES: Duration = Duration::from_secs(5);
 
-pub async fn run(config: Config, context: Context) -> anyhow::Result<()> {
+/// Runs a gateway within a program that has a Tokio runtime, and its own way to log, until it is sent SIGTERM or SIGINT,
+/// or `shutdown` is cancelled.
+pub async fn run_until(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let drain = Duration::from_secs(config.process.drain_s);
+    cratemill_service::run_here("live", drain, shutdown, |context| serve(config, context)).await
+}
+
+/// As [`run_until`], until a signal.
+pub async fn run(config: Config) -> anyhow::Result<()> {
+    run_until(config, CancellationToken::new()).await
+}
+
+/// What a process of its own runs.
+pub async fn serve(config: Config, context: Context) -> anyhow::Result<()> {
     let bus = Bus::connect(&config.nats.nats_url, "live").await?;
     let pool = cratemill_store::connect(&config.database.database_url, "cratemill-live");
-    let archive = Archive { pool: pool.clone(), objects: Objects::new(&config.objects) };
-    let hub = Arc::new(Hub::default());
+    let hub = Arc::new(Hub::new(sources(&config)));
     let heartbeat = Duration::from_secs(config.viewer_heartbeat_s);
     let seats = Seats::new(config.max_viewers as usize);
     let (asks, asked) = mpsc::unbounded_channel();
     let (reactors, ended) = Reactors::start(config.reactors(), &hub, &seats, &asks, heartbeat)?;
-    let engine = Engine { hub: Arc::clone(&hub), bus: bus.clone(), archive, heartbeat };
-    let access = Arc::new(Access::new(config.live_token_secret.as_ref()));
-    let publisher = Publisher::new(bus.clone(), Arc::clone(&access));
     let gateway = Gateway {
-        engine: Arc::new(engine),
-        access,
+        hub: Arc::clone(&hub),
+        bus: bus.clone(),
         backfills: Arc::new(Backfills::new(bus.jetstream.clone())),
         reactors: Arc::clone(&reactors),
         seats,
         followers: Arc::new(Semaphore::new(config.max_followers as usize)),
-        origins: Arc::new(Origins::new(config.cors_origin.clone())),
         shutdown: context.shutdown.clone(),
     };
     watch_health(&context, &bus, &hub);
-    context.spawn(migrate(pool, context.shutdown.clone()));
-    context.spawn(ws::run(gateway.clone(), asked, context.shutdown.clone()));
+    context.spawn(migrate(pool.clone(), context.shutdown.clone()));
     context.spawn(drain(Arc::clone(&reactors), context.shutdown.clone()));
-    context.essential("feed", feed::run(bus, hub, context.shutdown.clone()));
+    context.essential("feed", feed::run(bus.clone(), hub, context.shutdown.clone()));
     context.essential("reactors", ended);
-    let served = async {
-        let listener = listen(&config)?;
-        serve(listener, router(&context, gateway, publisher), context.shutdown).await
-    };
+    if config.schedules() {
+        schedule(&config, &context, &bus, &pool);
+    }
+    let mut router = context.health.router().fallback(async || Problem::not_found("there is nothing here"));
+    if let Some(native) = native(&config, &gateway, &pool) {
+        context.spawn(ws::run(native.clone(), asked, context.shutdown.clone()));
+        router = router.merge(native::router(&native));
+    }
+    if config.speaks(DialectName::Events) {
+        let api = EventApi::start(&config.event_api, gateway, pool, &context);
+        router = router.merge(event_api::router(api, config.event_api.origin.as_ref()));
+    }
+    let served = async { answer(listen(&config)?, router, context.shutdown).await };
     let served = served.await;
     reactors.end();
     served
+}
+
+/// The streams that are followed for those that this node speaks with.
+fn sources(config: &Config) -> Vec<Source> {
+    let of = |dialect| match dialect {
+        DialectName::Native => &[Source::Events, Source::Logs, Source::Topics][..],
+        DialectName::Events => &[Source::Timeline],
+    };
+    let wanted: Vec<Source> = config.dialects.iter().flat_map(|dialect| of(*dialect)).copied().collect();
+    Source::ALL.into_iter().filter(|source| wanted.contains(source)).collect()
+}
+
+fn native(config: &Config, gateway: &Gateway, pool: &PgPool) -> Option<Native> {
+    let objects = config.native.objects.as_ref().filter(|_| config.speaks(DialectName::Native))?;
+    let archive = Archive { pool: pool.clone(), objects: Objects::new(objects) };
+    let engine = Engine {
+        hub: Arc::clone(&gateway.hub),
+        bus: gateway.bus.clone(),
+        archive,
+        heartbeat: Duration::from_secs(config.viewer_heartbeat_s),
+    };
+    Some(Native {
+        gateway: gateway.clone(),
+        engine: Arc::new(engine),
+        access: Arc::new(Access::new(config.native.live_token_secret.as_ref())),
+        origins: Arc::new(Origins::new(config.native.cors_origin.clone())),
+    })
+}
+
+/// Where no dispatcher does: makes the stream, and publishes what falls due.
+fn schedule(config: &Config, context: &Context, bus: &Bus, pool: &PgPool) {
+    let (replicas, shutdown) = (usize::from(config.event_api.nats_replicas), context.shutdown.clone());
+    let scheduler = Scheduler { pool: pool.clone(), bus: bus.clone(), jobs: None };
+    context.essential("scheduler", async move {
+        let wanted = |name: &str| name == subjects::TIMELINE_STREAM;
+        streams::ensure_some(&scheduler.bus, replicas, wanted, &shutdown).await?;
+        cratemill_scheduler::run(scheduler, shutdown).await
+    });
 }
 
 /// Viewers are told before the HTTP server has ended, which waits for others.
@@ -105,21 +162,7 @@ fn listen(config: &Config) -> anyhow::Result<TcpListener> {
     Ok(listener)
 }
 
-fn router(context: &Context, gateway: Gateway, publisher: Publisher) -> Router {
-    let origins = Arc::clone(&gateway.origins);
-    sse::router(gateway.clone())
-        .merge(ws::router(gateway))
-        .merge(publish::router(publisher))
-        .merge(context.health.router())
-        .fallback(async || {
-            Problem::not_found(
-                "there is nothing here: GET /live/events?topic=..., GET /live/ws, POST /live/topics/topic...",
-            )
-        })
-        .layer(origins.cors())
-}
-
-async fn serve(listener: TcpListener, router: Router, shutdown: CancellationToken) -> anyhow::Result<()> {
+async fn answer(listener: TcpListener, router: Router, shutdown: CancellationToken) -> anyhow::Result<()> {
     let deadline = async {
         shutdown.cancelled().await;
         tokio::time::sleep(LAST_BYTES).await;

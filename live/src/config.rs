@@ -1,13 +1,24 @@
 //! Flags and environment of the live gateway. All of it is checked while it is parsed.
 
 use crate::auth::{command, token::Secret};
-use axum::http::HeaderValue;
+use axum::http::{HeaderName, HeaderValue};
 use clap::{CommandFactory, FromArgMatches};
 use cratemill_service::config::{Nats, Process};
 use cratemill_store::{Database, objects::ObjectStore};
 
 /// More would hardly have anything to do; who has more to do says so.
 const MAX_OWN_REACTORS: usize = 4;
+
+/// What is required of every process has a default here, or is required only where logs are shown: see [`Config::checked`].
+fn command() -> clap::Command {
+    ["s3_endpoint", "s3_bucket", "s3_access_key", "s3_secret_key"]
+        .into_iter()
+        .fold(Config::command(), |command, name| command.mut_arg(name, |arg| arg.required(false)))
+        .mut_arg("listen", |arg| arg.required(false).default_value(LISTEN))
+}
+
+/// For who tries it.
+const LISTEN: &str = "127.0.0.1:8080";
 
 /// What the program is asked to do.
 #[derive(Debug)]
@@ -30,13 +41,71 @@ impl Invocation {
         T: Into<std::ffi::OsString> + Clone,
     {
         let token = command::Config::command();
-        let command = Config::command().subcommand(token).subcommand_negates_reqs(true);
+        let command = command().subcommand(token).subcommand_negates_reqs(true);
         let matches = command.try_get_matches_from(arguments)?;
         match matches.subcommand() {
             Some((_, token)) => Ok(Self::Token(command::Config::from_arg_matches(token)?)),
-            None => Ok(Self::Serve(Box::new(Config::from_arg_matches(&matches)?))),
+            None => Ok(Self::Serve(Box::new(Config::from_arg_matches(&matches)?.checked()?))),
         }
     }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum DialectName {
+    /// Events, logs and user topics, over SSE and WebSocket.
+    Native,
+    /// The zero-code event API.
+    Events,
+}
+
+/// The native dialect.
+#[derive(Debug, Clone, clap::Args)]
+pub struct NativeConfig {
+    /// Where archived logs are. The native dialect needs it.
+    #[command(flatten)]
+    pub objects: Option<ObjectStore>,
+    /// Origins whose pages may read the streams, separated by commas, or `*`. Without it only pages of the same origin may.
+    #[arg(long, env = "CORS_ORIGIN", value_name = "ORIGIN", value_delimiter = ',', value_parser = parse_origin)]
+    pub cors_origin: Vec<HeaderValue>,
+    /// Signs the tokens of publishers and of followers of private topics; the same on all live nodes, at least 32 bytes.
+    /// Without it nobody can publish.
+    #[arg(long, env = "LIVE_TOKEN_SECRET", value_name = "SECRET", hide_env_values = true)]
+    pub live_token_secret: Option<Secret>,
+}
+
+/// The dialect `events`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct EventApiConfig {
+    /// The one origin whose pages may use the event API: `https://page.example`.
+    #[arg(long = "origin", env = "EVENTS_ORIGIN", value_name = "ORIGIN", value_parser = parse_one_origin)]
+    pub origin: Option<HeaderValue>,
+    /// How long a login is good for, in seconds.
+    #[arg(long = "expiry", env = "EVENTS_EXPIRY_S", value_name = "SECONDS", default_value_t = 86_400, value_parser = clap::value_parser!(u32).range(1..))]
+    pub expiry_s: u32,
+    /// Signs the tokens of users, at least 32 bytes, the same on all nodes. To change it name two: the first signs, both are
+    /// good.
+    #[arg(
+        long = "secret",
+        env = "EVENTS_SECRET",
+        value_name = "SECRET",
+        value_delimiter = ',',
+        hide_env_values = true
+    )]
+    pub secrets: Vec<Secret>,
+    /// Events that one user may insert.
+    #[arg(long, env = "MAX_EVENTS_PER_USER", value_name = "COUNT", default_value_t = 1_000_000)]
+    pub max_events_per_user: u32,
+    /// The header in which the load balancer writes down its client's address, such as `x-forwarded-for`: sign-ups and logins
+    /// are limited by address. Without it the address is the peer's.
+    #[arg(long, env = "CLIENT_ADDRESS_HEADER", value_name = "NAME")]
+    pub client_address_header: Option<HeaderName>,
+    /// Publish what falls due from this process too, if no other one does. A gateway that speaks only `events` does so; the
+    /// others leave it to dispatchers.
+    #[arg(long, env = "SCHEDULE", value_name = "BOOL")]
+    pub schedule: Option<bool>,
+    /// Copies that the bus keeps of each event, where this process makes the stream.
+    #[arg(long, env = "NATS_REPLICAS", value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=5))]
+    pub nats_replicas: u8,
 }
 
 /// Streams build logs and events to viewers, from any point that is still kept.
@@ -49,11 +118,13 @@ pub struct Config {
     pub nats: Nats,
     #[command(flatten)]
     pub database: Database,
+    /// What this node speaks, separated by commas.
+    #[arg(long, env = "DIALECTS", value_name = "NAME", value_delimiter = ',', default_value = "native")]
+    pub dialects: Vec<DialectName>,
     #[command(flatten)]
-    pub objects: ObjectStore,
-    /// Origins whose pages may read the streams, separated by commas, or `*`. Without it only pages of the same origin may.
-    #[arg(long, env = "CORS_ORIGIN", value_name = "ORIGIN", value_delimiter = ',', value_parser = parse_origin)]
-    pub cors_origin: Vec<HeaderValue>,
+    pub native: NativeConfig,
+    #[command(flatten)]
+    pub event_api: EventApiConfig,
     /// Viewers at once; one more is answered with 503 and tries another node.
     #[arg(long, env = "MAX_VIEWERS", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub max_viewers: u32,
@@ -66,17 +137,54 @@ pub struct Config {
     /// Seconds of silence after which a viewer gets a comment, so that what stands between knows the connection is used.
     #[arg(long, env = "VIEWER_HEARTBEAT_S", default_value_t = 15, value_parser = clap::value_parser!(u64).range(1..=300))]
     pub viewer_heartbeat_s: u64,
-    /// Signs the tokens of publishers and of followers of private topics; the same on all live nodes, at least 32 bytes.
-    /// Without it nobody can publish.
-    #[arg(long, env = "LIVE_TOKEN_SECRET", value_name = "SECRET", hide_env_values = true)]
-    pub live_token_secret: Option<Secret>,
 }
 
 impl Config {
+    /// As the program's arguments say: `["cratemill-live", "--dialects=events", ...]`.
+    pub fn try_parse_from<T>(arguments: impl IntoIterator<Item = T>) -> Result<Self, clap::Error>
+    where
+        T: Into<std::ffi::OsString> + Clone,
+    {
+        Self::from_arg_matches(&command().try_get_matches_from(arguments)?)?.checked()
+    }
+
+    /// What each dialect needs beside what is right for itself.
+    fn checked(self) -> Result<Self, clap::Error> {
+        let missing = |what: &str| {
+            Err(command().error(clap::error::ErrorKind::MissingRequiredArgument, what.to_owned()))
+        };
+        if self.speaks(DialectName::Native) && self.native.objects.is_none() {
+            return missing(
+                "the dialect `native` needs an object store: --s3-endpoint, --s3-bucket, --s3-access-key, --s3-secret-key",
+            );
+        }
+        if self.speaks(DialectName::Events) && self.event_api.secrets.is_empty() {
+            return missing("the dialect `events` needs --secret");
+        }
+        Ok(self)
+    }
+
+    pub fn speaks(&self, dialect: DialectName) -> bool {
+        self.dialects.contains(&dialect)
+    }
+
+    /// Whether this process may publish what falls due.
+    pub fn schedules(&self) -> bool {
+        let alone = self.dialects.iter().all(|dialect| *dialect == DialectName::Events);
+        self.event_api.schedule.unwrap_or(alone)
+    }
+
     pub fn reactors(&self) -> usize {
         let processors = || std::thread::available_parallelism().map_or(1, usize::from).min(MAX_OWN_REACTORS);
         self.reactors.map_or_else(processors, usize::from)
     }
+}
+
+fn parse_one_origin(text: &str) -> Result<HeaderValue, String> {
+    if text.trim() == "*" {
+        return Err("expected one origin: its pages may send credentials".into());
+    }
+    parse_origin(text)
 }
 
 fn parse_origin(text: &str) -> Result<HeaderValue, String> {
@@ -92,7 +200,6 @@ fn parse_origin(text: &str) -> Result<HeaderValue, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::Parser;
 
     const NEEDED: [&str; 8] = [
         "cratemill-live",

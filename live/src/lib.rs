@@ -17,12 +17,16 @@ pub mod auth;
 pub mod config;
 pub mod dialects;
 pub mod engine;
+pub mod event_api;
+pub mod gateway;
 pub mod metrics;
+pub mod native;
 pub mod origin;
+pub mod place;
 pub mod problem;
 pub mod publish;
 pub mod reactor;
 pub mod sse;
 pub mod ws;
 
-pub use app::run;
+pub use app::{run, run_until, serve};

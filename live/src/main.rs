@@ -7,7 +7,7 @@ fn main() -> ExitCode {
     match Invocation::parse() {
         Invocation::Serve(config) => {
             let process = config.process.clone();
-            cratemill_service::run("live", &process, |context| cratemill_live::run(*config, context))
+            cratemill_service::run("live", &process, |context| cratemill_live::serve(*config, context))
         }
         Invocation::Token(config) => {
             println!("{}", command::token(config));

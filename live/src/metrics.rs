@@ -14,6 +14,19 @@ const UNREADABLE: &str = "cratemill_live_unreadable_messages_total";
 const PUBLISHED: &str = "cratemill_live_published_total";
 const NOT_PUBLISHED: &str = "cratemill_live_publishes_refused_total";
 
+const EVENT_API_INSERTED: &str = "cratemill_live_event_api_inserted_total";
+const EVENT_API_REFUSED: &str = "cratemill_live_event_api_refused_total";
+
+/// Events of the event API that are in the database.
+pub fn event_api_inserted(count: usize) {
+    counter!(EVENT_API_INSERTED).increment(count as u64);
+}
+
+/// A request to the event API ended with this status.
+pub fn event_api_refused(status: u16) {
+    counter!(EVENT_API_REFUSED, "status" => status.to_string()).increment(1);
+}
+
 /// More viewers, or fewer.
 pub fn viewers(change: f64) {
     gauge!(VIEWERS).increment(change);

@@ -32,6 +32,27 @@ impl JsonText {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// Levels of arrays and objects.
+    pub fn depth(&self) -> usize {
+        let (mut depth, mut deepest) = (0_usize, 0);
+        let (mut in_string, mut escaped) = (false, false);
+        for byte in self.0.bytes() {
+            if in_string {
+                in_string = escaped || byte != b'"';
+                escaped = !escaped && byte == b'\\';
+                continue;
+            }
+            match byte {
+                b'"' => in_string = true,
+                b'[' | b'{' => depth += 1,
+                b']' | b'}' => depth = depth.saturating_sub(1),
+                _ => {}
+            }
+            deepest = deepest.max(depth);
+        }
+        deepest
+    }
 }
 
 /// `text` is JSON: what is white space outside of its strings stands between tokens that need none.
@@ -101,6 +122,13 @@ mod tests {
             ("null", "null"),
         ] {
             assert_eq!(compact(text), expected);
+        }
+    }
+
+    #[test]
+    fn depth() {
+        for (text, expected) in [("1", 0), ("\"[[\\\"[\"", 0), ("[]", 1), (r#"[{"a[": []}, [1]]"#, 3)] {
+            assert_eq!(JsonText::parse(text.as_bytes()).unwrap().depth(), expected, "{text}");
         }
     }
 

@@ -26,7 +26,7 @@ pub enum LogFormat {
 #[derive(Debug, Clone, clap::Args)]
 pub struct Nats {
     /// NATS servers with user and password, separated by commas: `nats://user:password@host:4222`.
-    #[arg(long, env = "NATS_URL", value_name = "URL", hide_env_values = true)]
+    #[arg(long, alias = "nats", env = "NATS_URL", value_name = "URL", hide_env_values = true)]
     pub nats_url: NatsUrl,
 }
 

@@ -13,4 +13,4 @@ pub mod streams;
 pub mod take_over;
 pub mod telemetry;
 
-pub use run::{Context, run};
+pub use run::{Context, run, run_here};

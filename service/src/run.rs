@@ -80,26 +80,35 @@ where
 {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start a runtime")?;
-    let result = runtime.block_on(async {
-        let mut signals = Signals::new()?;
-        let shutdown = CancellationToken::new();
-        let metrics = telemetry::init_metrics()?;
-        tokio::spawn(telemetry::keep_small(metrics.clone()));
-        let health = Health::new(shutdown.clone(), metrics);
-        let context = Context {
-            shutdown: shutdown.clone(),
-            health,
-            tasks: TaskTracker::new(),
-            failure: Arc::default(),
-        };
-        tracing::info!(service = name, version = env!("CARGO_PKG_VERSION"), "starting");
-        tokio::select! {
-            result = serve(context, main) => result,
-            error = watch(&mut signals, &shutdown, drain) => Err(error),
-        }
-    });
+    let result = runtime.block_on(run_here(name, drain, CancellationToken::new(), main));
     // Whatever still runs has had its deadline.
     runtime.shutdown_background();
+    result
+}
+
+/// The same within a program that has a runtime, and its own way to log: until `shutdown`, a signal or a failure.
+pub async fn run_here<F, Fut>(
+    name: &'static str,
+    drain: Duration,
+    shutdown: CancellationToken,
+    main: F,
+) -> anyhow::Result<()>
+where
+    F: FnOnce(Context) -> Fut,
+    Fut: Future<Output = anyhow::Result<()>>,
+{
+    let mut signals = Signals::new()?;
+    let metrics = telemetry::init_metrics()?;
+    let upkeep = tokio::spawn(telemetry::keep_small(metrics.clone()));
+    let health = Health::new(shutdown.clone(), metrics);
+    let context =
+        Context { shutdown: shutdown.clone(), health, tasks: TaskTracker::new(), failure: Arc::default() };
+    tracing::info!(service = name, version = env!("CARGO_PKG_VERSION"), "starting");
+    let result = tokio::select! {
+        result = serve(context, main) => result,
+        error = watch(&mut signals, &shutdown, drain) => Err(error),
+    };
+    upkeep.abort();
     result
 }
 

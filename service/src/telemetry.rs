@@ -30,11 +30,16 @@ pub fn init_log(format: LogFormat) {
     let _ = tracing_subscriber::registry().with(layer.with_filter(filter)).try_init();
 }
 
-/// Installs the recorder that `/metrics` reads.
+/// Installs the recorder that `/metrics` reads. Within a program that has one already that one goes on, and ours is empty.
 pub fn init_metrics() -> anyhow::Result<PrometheusHandle> {
     let builder =
         PrometheusBuilder::new().set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &SECONDS)?;
-    Ok(builder.install_recorder()?)
+    let recorder = builder.build_recorder();
+    let handle = recorder.handle();
+    if metrics::set_global_recorder(recorder).is_err() {
+        tracing::debug!("another recorder has the metrics");
+    }
+    Ok(handle)
 }
 
 /// Puts values into their buckets, which otherwise only a scrape does: a process that nobody scrapes would grow with each

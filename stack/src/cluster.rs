@@ -25,6 +25,8 @@ pub use crate::options::Options;
 
 /// Nodes are checked every second; this is for a machine that is busy compiling.
 const NODES_TIMEOUT: Duration = Duration::from_secs(30);
+/// Where a page may stand that uses the event API.
+pub const EVENTS_ORIGIN: &str = "http://page.example";
 
 /// A running cluster. Dropping it ends every process at once; [`Cluster::stop`] lets them drain.
 // The order of the fields is the order of their end: who depends on a thing goes before it.
@@ -43,6 +45,7 @@ pub struct Cluster {
     keys: Vec<Key>,
     admin_token: String,
     live_token_secret: String,
+    events_secret: String,
     targets: Vec<String>,
     bin_dir: PathBuf,
     options: Options,
@@ -63,6 +66,7 @@ impl Cluster {
         let mut secrets = Secrets::open(data_dir.path())?;
         let (admin_token, token_secret) = (secrets.get("admin_token")?, secrets.get("token_secret")?);
         let live_token_secret = secrets.get("live_token_secret")?;
+        let events_secret = secrets.get("events_secret")?;
         let s3 = S3::start(&data_dir, &mut secrets).await?;
         let postgres = Postgres::start(&data_dir, &mut secrets, options.durable).await?;
         let nats = Nats::start_servers(&data_dir, &mut secrets, options.nats).await?;
@@ -98,6 +102,7 @@ impl Cluster {
             keys,
             admin_token,
             live_token_secret,
+            events_secret,
             targets,
             bin_dir,
             options,
@@ -208,7 +213,7 @@ impl Cluster {
             ("S3_ACCESS_KEY", self.s3.access_key().to_owned()),
             ("S3_SECRET_KEY", self.s3.secret_key().to_owned()),
         ];
-        let live_token_secret = self.live_token_secret.clone();
+        let (live_token_secret, events_secret) = (self.live_token_secret.clone(), self.events_secret.clone());
         let (admin_token, targets) = (self.admin_token.clone(), self.targets.join(","));
         let replicas = self.nats.servers.len().to_string();
         let journals = self.data_dir().join("journals").display().to_string();
@@ -238,7 +243,14 @@ impl Cluster {
                         ("NATS_REPLICAS", replicas.clone()),
                     ]);
                 }
-                Role::Live => set.push(("LIVE_TOKEN_SECRET", live_token_secret.clone())),
+                Role::Live => set.extend([
+                    ("DIALECTS", "native,events".to_owned()),
+                    ("LIVE_TOKEN_SECRET", live_token_secret.clone()),
+                    ("EVENTS_SECRET", events_secret.clone()),
+                    // Of pages that people try it with.
+                    ("EVENTS_ORIGIN", EVENTS_ORIGIN.to_owned()),
+                    ("CLIENT_ADDRESS_HEADER", "x-forwarded-for".to_owned()),
+                ]),
                 Role::Counter | Role::Builder => {}
             }
             service.set_env(set);

@@ -33,7 +33,7 @@ const LONGEST_STATEMENT: &str = "30s";
 #[derive(Debug, Clone, clap::Args)]
 pub struct Database {
     /// Postgres: `postgres://user:password@host/database`.
-    #[arg(long, env = "DATABASE_URL", value_name = "URL", hide_env_values = true)]
+    #[arg(long, alias = "database", env = "DATABASE_URL", value_name = "URL", hide_env_values = true)]
     pub database_url: DatabaseUrl,
 }
 

@@ -119,7 +119,7 @@ fn private(topic: &Topic) -> Option<&UserTopic> {
 }
 
 /// What is no bearer token is for somebody else on the way.
-fn bearer(headers: &HeaderMap) -> Option<&str> {
+pub(crate) fn bearer(headers: &HeaderMap) -> Option<&str> {
     let (scheme, token) = headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
     scheme.eq_ignore_ascii_case("bearer").then_some(token.trim_start())
 }

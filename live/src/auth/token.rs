@@ -6,7 +6,10 @@
 
 use cratemill_protocol::{UserTopic, subjects, user_topic};
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, TokenData, Validation};
-use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
+use serde::{
+    Deserialize, Deserializer, Serialize,
+    de::{DeserializeOwned, Error as _},
+};
 use std::{fmt, str::FromStr};
 
 /// RFC 7518 wants a key at least as long as the hash.
@@ -163,23 +166,28 @@ impl Signer {
         }
     }
 
-    pub fn sign(&self, claims: &Claims) -> String {
+    pub fn sign<C: Serialize>(&self, claims: &C) -> String {
         jsonwebtoken::encode(&Header::new(Algorithm::HS256), claims, &self.encoding)
             .expect("claims are JSON, and any bytes are a key")
     }
 
-    /// The claims of a token that was signed with this secret and is good at `now` (Unix seconds).
-    pub fn verify(&self, token: &str, now: i64) -> Result<Claims, Error> {
+    /// The claims of a token that was signed with this secret, at whatever time they are good.
+    pub fn open<C: DeserializeOwned + Clone>(&self, token: &str) -> Result<C, Error> {
         if token.len() > MAX_TOKEN_BYTES {
             return Err(Error::TooLong);
         }
         let TokenData { header, claims } =
-            jsonwebtoken::decode::<Claims>(token, &self.decoding, &self.validation)
-                .map_err(|_| Error::Invalid)?;
+            jsonwebtoken::decode::<C>(token, &self.decoding, &self.validation).map_err(|_| Error::Invalid)?;
         // Whoever does not know what a header calls critical has to refuse it, and we know of nothing.
         if header.crit.is_some() {
             return Err(Error::Invalid);
         }
+        Ok(claims)
+    }
+
+    /// The claims of a token for user topics that is good at `now` (Unix seconds).
+    pub fn verify(&self, token: &str, now: i64) -> Result<Claims, Error> {
+        let claims: Claims = self.open(token)?;
         if now >= claims.exp.saturating_add(LEEWAY_S) {
             return Err(Error::Expired);
         }

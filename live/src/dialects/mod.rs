@@ -3,6 +3,7 @@
 //!
 //! A new one is a variant here and a module that the match arms call: the engine and the reactors know no other words.
 
+pub mod event_api;
 pub mod native;
 
 use crate::{
@@ -16,19 +17,25 @@ use crate::{
 use bytes::{Bytes, BytesMut};
 use cratemill_protocol::topic::Topic;
 use native::{encode, ws};
+use std::time::Duration;
 
 /// One byte for each connection.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Dialect {
-    /// Server-sent events: what is followed stands in the request.
+    /// Our own, as server-sent events: what is followed stands in the request.
     #[default]
-    Events,
-    /// JSON over WebSocket: it asks when it is open, topic by topic.
-    Socket,
+    NativeEvents,
+    /// Our own, as JSON over WebSocket: it asks when it is open, topic by topic.
+    NativeSocket,
+    /// The zero-code event API: all events, as server-sent events.
+    EventApi,
 }
 
 /// What a connection over WebSocket asks for.
 pub use native::ws::Request;
+
+/// How often those are told that want to be, whatever else they get.
+pub const BEAT: Duration = Duration::from_secs(10);
 
 /// What is said of a topic, beside its messages.
 #[derive(Debug, Clone, Copy)]
@@ -45,17 +52,26 @@ pub enum Said<'a> {
 impl Dialect {
     pub fn is_socket(self) -> bool {
         match self {
-            Self::Events => false,
-            Self::Socket => true,
+            Self::NativeEvents | Self::EventApi => false,
+            Self::NativeSocket => true,
+        }
+    }
+
+    /// Said at intervals of [`BEAT`], whatever else is said; nothing where a sign of life is shown to the silent.
+    pub fn beat(self) -> Option<Bytes> {
+        match self {
+            Self::NativeEvents | Self::NativeSocket => None,
+            Self::EventApi => Some(event_api::ping()),
         }
     }
 
     /// Of the channel of `topics`, for whoever has then seen everything up to `position`.
     pub fn message(self, frame: &Frame, topics: &[Topic], position: &Position, out: &mut BytesMut) {
         match self {
-            Self::Events => encode::frame(frame, position, out),
+            Self::NativeEvents => encode::frame(frame, position, out),
+            Self::EventApi => event_api::frame(frame, out),
             // It has a channel for each of its topics.
-            Self::Socket => {
+            Self::NativeSocket => {
                 for topic in topics {
                     frames::put_text(&ws::event(&topic.to_string(), frame, position), out);
                 }
@@ -66,27 +82,31 @@ impl Dialect {
     /// A sign of life, with how far it is in all that it follows, where that can be said.
     pub fn alive(self, position: Option<&Position>) -> Bytes {
         match (self, position) {
-            (Self::Events, Some(position)) => {
+            (Self::NativeEvents, Some(position)) => {
                 encoded(&Item { what: What::Alive, position: position.clone() })
             }
-            (Self::Events, None) => encode::heartbeat(),
-            (Self::Socket, position) => text(&ws::heartbeat(position)),
+            (Self::NativeEvents, None) => encode::heartbeat(),
+            (Self::NativeSocket, position) => text(&ws::heartbeat(position)),
+            // It beats.
+            (Self::EventApi, _) => Bytes::new(),
         }
     }
 
     /// Nothing where the dialect has no words for it.
     pub fn say(self, said: Said<'_>) -> Bytes {
         match (self, said) {
-            (Self::Events, Said::Reset(topic, position, reason)) => {
+            (Self::NativeEvents, Said::Reset(topic, position, reason)) => {
                 let what = What::Reset { topic: topic.clone(), reason };
                 encoded(&Item { what, position: position.clone() })
             }
-            (Self::Events, _) => Bytes::new(),
-            (Self::Socket, Said::Subscribed(topic, position)) => text(&ws::subscribed(topic, position)),
-            (Self::Socket, Said::Unsubscribed(topic)) => text(&ws::unsubscribed(topic)),
-            (Self::Socket, Said::Reset(topic, position, reason)) => text(&ws::reset(topic, position, reason)),
-            (Self::Socket, Said::Error(topic, why)) => text(&ws::error(topic, why)),
-            (Self::Socket, Said::Pong) => text(&ws::pong()),
+            (Self::NativeEvents | Self::EventApi, _) => Bytes::new(),
+            (Self::NativeSocket, Said::Subscribed(topic, position)) => text(&ws::subscribed(topic, position)),
+            (Self::NativeSocket, Said::Unsubscribed(topic)) => text(&ws::unsubscribed(topic)),
+            (Self::NativeSocket, Said::Reset(topic, position, reason)) => {
+                text(&ws::reset(topic, position, reason))
+            }
+            (Self::NativeSocket, Said::Error(topic, why)) => text(&ws::error(topic, why)),
+            (Self::NativeSocket, Said::Pong) => text(&ws::pong()),
         }
     }
 
@@ -98,17 +118,19 @@ impl Dialect {
     /// The last words to one that is let go; it may come back.
     pub fn dropped(self, reason: DropReason) -> Bytes {
         match (self, reason) {
-            (Self::Events, _) => encode::dropped(reason),
-            (Self::Socket, DropReason::Slow) => frames::close(TRY_AGAIN, encode::drop_reason(reason)),
-            (Self::Socket, DropReason::Broken) => frames::close(RESTART, encode::drop_reason(reason)),
+            (Self::NativeEvents, _) => encode::dropped(reason),
+            (Self::EventApi, _) => event_api::dropped(reason),
+            (Self::NativeSocket, DropReason::Slow) => frames::close(TRY_AGAIN, encode::drop_reason(reason)),
+            (Self::NativeSocket, DropReason::Broken) => frames::close(RESTART, encode::drop_reason(reason)),
         }
     }
 
     /// The last words of a node that goes away.
     pub fn draining(self) -> Bytes {
         match self {
-            Self::Events => encode::draining(),
-            Self::Socket => frames::close(RESTART, "draining"),
+            Self::NativeEvents => encode::draining(),
+            Self::EventApi => event_api::draining(),
+            Self::NativeSocket => frames::close(RESTART, "draining"),
         }
     }
 }

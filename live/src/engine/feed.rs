@@ -43,7 +43,7 @@ const WAITING: usize = 16_384;
 pub async fn run(bus: Bus, hub: Arc<Hub>, shutdown: CancellationToken) -> anyhow::Result<()> {
     let messages = bus.client.subscribe(subjects::LIVE_ALL).await.context("cannot subscribe")?;
     let (mut lines, mut feeds) = (Vec::new(), Vec::new());
-    for source in Source::ALL {
+    for &source in hub.sources() {
         let (sender, line) = mpsc::channel(WAITING);
         let feed = Feed { bus: bus.clone(), hub: Arc::clone(&hub), source };
         lines.push((source, sender));

@@ -4,7 +4,7 @@ use crate::{engine::Source, metrics};
 use bytes::Bytes;
 use cratemill_protocol::{
     Attempt, JobId,
-    bus::{self, EventMessage, LogBody, LogMessage, TopicMessage},
+    bus::{self, EventMessage, LogBody, LogMessage, TimelineEvent, TopicMessage},
 };
 use std::sync::OnceLock;
 
@@ -13,6 +13,7 @@ pub enum Message {
     Event(EventMessage),
     Log(LogPart),
     User(TopicMessage),
+    Timeline(TimelineEvent),
 }
 
 impl Message {
@@ -22,6 +23,7 @@ impl Message {
             Self::Event(_) => Source::Events,
             Self::Log(_) => Source::Logs,
             Self::User(_) => Source::Topics,
+            Self::Timeline(_) => Source::Timeline,
         }
     }
 }
@@ -39,12 +41,12 @@ pub struct Frame {
     /// Its place in its stream; 0 for what comes from the archive.
     pub sequence: u64,
     pub message: Message,
-    native: OnceLock<Bytes>,
+    encoded: OnceLock<Bytes>,
 }
 
 impl Frame {
     pub fn new(sequence: u64, message: Message) -> Self {
-        Self { sequence, message, native: OnceLock::new() }
+        Self { sequence, message, encoded: OnceLock::new() }
     }
 
     /// Nothing for a message that this program cannot read: a newer program wrote it, and the rest must go on.
@@ -54,6 +56,7 @@ impl Frame {
             Source::Logs => bus::decode::<LogMessage>(payload)
                 .map(|log| Message::Log(LogPart { job: log.job, attempt: log.attempt, body: log.body })),
             Source::Topics => bus::decode::<TopicMessage>(payload).map(Message::User),
+            Source::Timeline => bus::decode::<TimelineEvent>(payload).map(Message::Timeline),
         };
         match message {
             Ok(message) => Some(Self::new(sequence, message)),
@@ -65,8 +68,9 @@ impl Frame {
         }
     }
 
-    /// In the native dialect; `encode` runs for the first who asks.
-    pub fn native(&self, encode: impl FnOnce(&Message) -> Bytes) -> &Bytes {
-        self.native.get_or_init(|| encode(&self.message))
+    /// As all who get it have it in common: the messages of each stream have one dialect. `encode` runs for the first who
+    /// asks.
+    pub fn encoded(&self, encode: impl FnOnce(&Message) -> Bytes) -> &Bytes {
+        self.encoded.get_or_init(|| encode(&self.message))
     }
 }

@@ -46,8 +46,10 @@ pub enum Delivery {
     Broken,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Hub {
+    /// The streams that this node follows.
+    sources: Vec<Source>,
     inner: Mutex<Inner>,
     /// Of the reactors, by their numbers.
     wakes: OnceLock<Vec<Arc<Wake>>>,
@@ -55,9 +57,8 @@ pub struct Hub {
 
 #[derive(Debug, Default)]
 struct Inner {
-    events: Option<u64>,
-    user_topics: Option<u64>,
-    logs: Option<u64>,
+    /// How far each stream is, as far as that is known.
+    positions: [Option<u64>; Source::ALL.len()],
     viewers: HashMap<u64, Outlet>,
     topics: HashMap<Topic, BTreeSet<u64>>,
     last_id: u64,
@@ -72,12 +73,20 @@ struct Outlet {
 }
 
 impl Hub {
+    pub fn new(sources: Vec<Source>) -> Self {
+        Self { sources, inner: Mutex::default(), wakes: OnceLock::new() }
+    }
+
+    pub fn sources(&self) -> &[Source] {
+        &self.sources
+    }
+
     /// Nothing while the feed does not know yet where the streams are.
     pub fn subscribe(self: &Arc<Self>, topics: &Arc<[Topic]>) -> Option<(Subscriber, Positions)> {
         let (sender, queue) = mpsc::channel(QUEUE_MESSAGES);
         let queued_bytes = Arc::new(AtomicUsize::new(0));
         let mut inner = self.lock();
-        let positions = inner.positions()?;
+        let positions = inner.positions(&self.sources)?;
         inner.last_id += 1;
         let id = inner.last_id;
         for topic in topics.iter() {
@@ -90,7 +99,7 @@ impl Hub {
     }
 
     pub fn positions(&self) -> Option<Positions> {
-        self.lock().positions()
+        self.lock().positions(&self.sources)
     }
 
     pub fn position(&self, source: Source) -> Option<u64> {
@@ -163,7 +172,7 @@ impl Hub {
     /// One more member of the channel of `topics`, which goes on after `seen`, or where the streams are now.
     pub fn join(self: &Arc<Self>, topics: &Arc<[Topic]>, seen: Option<Mark>, reactor: usize) -> Joined {
         let mut inner = self.lock();
-        if inner.positions().is_none() {
+        if inner.positions(&self.sources).is_none() {
             return Joined::NotYet;
         }
         let mark = inner.mark();
@@ -187,7 +196,7 @@ impl Hub {
     /// How far the streams are, once that is known.
     pub fn mark(&self) -> Option<Mark> {
         let inner = self.lock();
-        inner.positions().map(|_| inner.mark())
+        inner.positions(&self.sources).map(|_| inner.mark())
     }
 
     /// Looks at channels, and at how far the streams are.
@@ -209,19 +218,29 @@ impl Hub {
 
 impl Inner {
     fn position(&mut self, source: Source) -> &mut Option<u64> {
-        match source {
-            Source::Events => &mut self.events,
-            Source::Logs => &mut self.logs,
-            Source::Topics => &mut self.user_topics,
-        }
+        &mut self.positions[source as usize]
     }
 
-    fn positions(&self) -> Option<Positions> {
-        Some(Positions { events: self.events?, topics: self.user_topics?, logs: self.logs? })
+    /// Once all of these are known; of the others nobody asks.
+    fn positions(&self, sources: &[Source]) -> Option<Positions> {
+        let is_known = |source: &Source| self.positions[*source as usize].is_some();
+        sources.iter().all(is_known).then(|| Positions {
+            events: self.reached(Source::Events),
+            topics: self.reached(Source::Topics),
+            logs: self.reached(Source::Logs),
+        })
+    }
+
+    fn reached(&self, source: Source) -> u64 {
+        self.positions[source as usize].unwrap_or_default()
     }
 
     fn mark(&self) -> Mark {
-        Mark { events: self.events.unwrap_or_default(), topics: self.user_topics.unwrap_or_default() }
+        let mut mark = Mark::default();
+        for source in Source::ALL {
+            mark.set(source, self.reached(source));
+        }
+        mark
     }
 
     /// Once to each, though it may follow several of the topics.
@@ -364,8 +383,10 @@ mod tests {
         bus::{self, DomainEvent, EventMessage, TopicMessage},
     };
 
+    const NATIVE: [Source; 3] = [Source::Events, Source::Logs, Source::Topics];
+
     fn hub() -> Arc<Hub> {
-        let hub = Arc::new(Hub::default());
+        let hub = Arc::new(Hub::new(NATIVE.to_vec()));
         hub.set_position(Source::Events, 10);
         hub.set_position(Source::Logs, 0);
         hub.set_position(Source::Topics, 5);
@@ -476,7 +497,7 @@ mod tests {
 
     #[test]
     fn before_the_feed_knows_the_streams_nobody_can_subscribe() {
-        let hub = Arc::new(Hub::default());
+        let hub = Arc::new(Hub::new(NATIVE.to_vec()));
         hub.set_position(Source::Events, 0);
         assert!(hub.subscribe(&topics(&["queue"])).is_none());
     }

@@ -37,10 +37,12 @@ pub enum Source {
     Logs,
     /// What people publish.
     Topics,
+    /// What is published through the event API.
+    Timeline,
 }
 
 impl Source {
-    pub const ALL: [Self; 3] = [Self::Events, Self::Logs, Self::Topics];
+    pub const ALL: [Self; 4] = [Self::Events, Self::Logs, Self::Topics, Self::Timeline];
 
     pub fn of_stream(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|source| source.stream() == name)
@@ -50,6 +52,7 @@ impl Source {
         match topic {
             Topic::JobLog(_) => Self::Logs,
             Topic::User(_) => Self::Topics,
+            Topic::Timeline => Self::Timeline,
             Topic::Job(_) | Topic::Crate(_) | Topic::Builds | Topic::Builders | Topic::Queue => Self::Events,
         }
     }
@@ -60,6 +63,7 @@ impl Source {
             Self::Events => "events",
             Self::Logs => "logs",
             Self::Topics => "topics",
+            Self::Timeline => "timeline",
         }
     }
 
@@ -68,6 +72,7 @@ impl Source {
             Self::Events => cratemill_protocol::subjects::EVENTS_STREAM,
             Self::Logs => cratemill_protocol::subjects::LOGS_STREAM,
             Self::Topics => cratemill_protocol::subjects::TOPICS_STREAM,
+            Self::Timeline => cratemill_protocol::subjects::TIMELINE_STREAM,
         }
     }
 
@@ -77,6 +82,7 @@ impl Source {
             Self::Events => cratemill_protocol::subjects::EVENTS_ALL,
             Self::Logs => cratemill_protocol::subjects::LOGS_ALL,
             Self::Topics => cratemill_protocol::subjects::TOPICS_ALL,
+            Self::Timeline => cratemill_protocol::subjects::TIMELINE_ALL,
         }
     }
 }

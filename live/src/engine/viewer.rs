@@ -238,6 +238,8 @@ impl Viewer {
 
     async fn deliver(&mut self, frame: Arc<Frame>) -> Result<(), End> {
         match &frame.message {
+            // Nobody follows that in this way.
+            Message::Timeline(_) => return Ok(()),
             Message::Event(_) | Message::User(_) => {
                 if !self.position.reach(frame.message.source(), frame.sequence) {
                     return Ok(());

@@ -239,6 +239,9 @@ impl Reactor {
     pub(super) fn show_life(&mut self, id: SlotId) {
         let Some(slot) = self.table.get(id) else { return };
         let (dialect, channel, place) = (slot.dialect, slot.channel, slot.member as usize);
+        if dialect.beat().is_some() {
+            return self.go_on(id);
+        }
         let sign = if dialect.is_socket() {
             self.sign_of_life(id, dialect)
         } else {

@@ -9,6 +9,7 @@
 //! A connection that waits has a descriptor, a place in its channel, and no buffer. After a turn a reactor rests for a
 //! multiple of what the turn took, so that at high rates more is due in each write: the call is what costs.
 
+mod beat;
 mod deliver;
 mod run;
 mod say;

@@ -81,6 +81,9 @@ pub(super) struct Reactor {
     trim: Trim,
     sweep_every: Duration,
     next_sweep: Instant,
+    pub(super) next_beat: Instant,
+    /// The step of the beat that comes next.
+    pub(super) beat: usize,
     /// The step that comes next.
     step: usize,
     rested: Instant,
@@ -122,6 +125,8 @@ impl Reactor {
             stuck_after: heartbeat * STUCK_HEARTBEATS,
             sweep_every: heartbeat / 4 / SWEEP_STEPS,
             next_sweep: now,
+            next_beat: now,
+            beat: 0,
             step: 0,
             rested: now,
             due: false,
@@ -162,6 +167,9 @@ impl Reactor {
                 }
                 self.next_sweep = now + self.sweep_every;
             }
+            if now >= self.next_beat {
+                self.beat();
+            }
             self.table.reuse();
         }
         Ok(())
@@ -173,7 +181,8 @@ impl Reactor {
 
     fn wait(&self) -> Duration {
         let now = Instant::now();
-        let until = if self.due { self.rested.min(self.next_sweep) } else { self.next_sweep };
+        let sweep = self.next_sweep.min(self.next_beat);
+        let until = if self.due { self.rested.min(sweep) } else { sweep };
         let wait = until.saturating_duration_since(now);
         // Whole milliseconds, upwards: a wait that is too short is a loop.
         Duration::from_millis(wait.as_micros().div_ceil(1_000).try_into().unwrap_or(u64::MAX))

@@ -5,14 +5,15 @@
 //! when the connection goes. A connection that takes no bytes is not polled; the hub lets its viewer go, and the kernel ends
 //! the connection (see [`crate::app`]).
 
-use super::{Gateway, refuse};
 use crate::{
     dialects::native::{Subscription, encode},
     engine::{
         seats::Seat,
         viewer::{CaughtUp, Item, Start, Viewer, What},
     },
+    gateway::Refusal,
     metrics,
+    native::Native,
     problem::Problem,
 };
 use axum::{
@@ -30,21 +31,19 @@ const ITEMS: usize = 32;
 /// A write holds no more than this and one item.
 const WRITE_BYTES: usize = 64 * 1024;
 
-pub(super) fn follow(gateway: &Gateway, subscription: Subscription, seat: Seat) -> Result<Response, Problem> {
-    let place = Arc::clone(&gateway.followers)
-        .try_acquire_owned()
-        .map_err(|_| refuse("replays", "too many viewers read the past here, try again"))?;
-    let Some((subscriber, positions)) = gateway.engine.hub.subscribe(&subscription.topics) else {
-        return Err(refuse("starting", "the bus is away, try again"));
+pub(super) fn follow(native: &Native, subscription: Subscription, seat: Seat) -> Result<Response, Problem> {
+    let place = Arc::clone(&native.gateway.followers).try_acquire_owned().map_err(|_| Refusal::Replays)?;
+    let Some((subscriber, positions)) = native.engine.hub.subscribe(&subscription.topics) else {
+        return Err(Refusal::Starting.into());
     };
     let Subscription { topics, since } = subscription;
     let (sender, items) = mpsc::channel(ITEMS);
     let start = Start { topics: Arc::clone(&topics), since, subscriber, positions };
     let connection = Connection {
-        viewer: Some(Box::pin(Viewer::run(Arc::clone(&gateway.engine), start, sender))),
+        viewer: Some(Box::pin(Viewer::run(Arc::clone(&native.engine), start, sender))),
         items,
-        heartbeat: gateway.engine.heartbeat,
-        shutdown: gateway.shutdown.clone(),
+        heartbeat: native.engine.heartbeat,
+        shutdown: native.gateway.shutdown.clone(),
         ended: false,
         place: Some(place),
         caught_up: CaughtUp::new(&topics),

@@ -9,18 +9,12 @@ mod follow;
 pub(crate) mod park;
 
 use crate::{
-    auth::Access,
     dialects::native::Subscription,
-    engine::{
-        Engine,
-        backfill::Backfills,
-        log_job,
-        seats::{Seat, Seats},
-    },
+    engine::{Engine, log_job},
+    gateway::Refusal,
     metrics,
-    origin::Origins,
+    native::Native,
     problem::Problem,
-    reactor::Reactors,
 };
 use axum::{
     Router,
@@ -30,37 +24,20 @@ use axum::{
     routing::get,
 };
 use cratemill_protocol::topic::Topic;
-use std::sync::Arc;
-use tokio::sync::Semaphore;
-use tokio_util::sync::CancellationToken;
 
 /// Fifty of the longest topics, a position with a cursor for each, and a token.
 const MAX_QUERY_BYTES: usize = 16 * 1024;
 /// The same bound for the header.
 const MAX_ID_BYTES: usize = 4 * 1024;
 
-#[derive(Debug, Clone)]
-pub struct Gateway {
-    pub engine: Arc<Engine>,
-    pub access: Arc<Access>,
-    pub backfills: Arc<Backfills>,
-    pub reactors: Arc<Reactors>,
-    /// One for each viewer that this node takes.
-    pub seats: Arc<Seats>,
-    /// And for each that has a task.
-    pub followers: Arc<Semaphore>,
-    pub origins: Arc<Origins>,
-    pub shutdown: CancellationToken,
-}
-
-pub fn router(gateway: Gateway) -> Router {
+pub fn router(native: Native) -> Router {
     // A HEAD would be answered by the handler of GET, and has no socket to give.
     let head = async || Problem::new(StatusCode::METHOD_NOT_ALLOWED, "GET follows events");
-    Router::new().route("/live/events", get(events).head(head)).with_state(gateway)
+    Router::new().route("/live/events", get(events).head(head)).with_state(native)
 }
 
 async fn events(
-    State(gateway): State<Gateway>,
+    State(native): State<Native>,
     RawQuery(raw): RawQuery,
     uri: Uri,
     headers: HeaderMap,
@@ -73,21 +50,22 @@ async fn events(
         .map_err(|error| Problem::bad_request(error.body_text()))?;
     let subscription = Subscription::parse(&query, last_event_id(&headers))
         .map_err(|error| Problem::bad_request(error.to_string()))?;
-    gateway
+    native
         .access
         .subscribe(&headers, &query, &subscription.topics)
         .inspect_err(|_| metrics::refused("denied"))?;
-    let seat = admit(&gateway)?;
-    check_logs(&gateway.engine, &subscription.topics).await?;
-    let response = match park::find(&gateway, &subscription, gateway.reactors.choose()).await {
-        park::Found::Place(place) => park::park(&gateway, &subscription, place, seat),
-        park::Found::NotYet => return Err(refuse("starting", "the bus is away, try again")),
-        park::Found::None => follow::follow(&gateway, subscription, seat)?,
+    let gateway = &native.gateway;
+    let seat = gateway.admit()?;
+    check_logs(&native.engine, &subscription.topics).await?;
+    let response = match park::find(gateway, &subscription, gateway.reactors.choose()).await {
+        park::Found::Place(place, reset) => park::park(gateway, &subscription, (place, reset), seat),
+        park::Found::NotYet => return Err(Refusal::Starting.into()),
+        park::Found::None => follow::follow(&native, subscription, seat)?,
     };
     Ok(with_headers(response))
 }
 
-fn with_headers(mut response: Response) -> Response {
+pub(crate) fn with_headers(mut response: Response) -> Response {
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
@@ -97,16 +75,9 @@ fn with_headers(mut response: Response) -> Response {
 }
 
 /// What is no text, or longer than any id of ours, is there and cannot be read.
-fn last_event_id(headers: &HeaderMap) -> Option<&str> {
+pub(crate) fn last_event_id(headers: &HeaderMap) -> Option<&str> {
     let value = headers.get("last-event-id")?;
     Some(value.to_str().ok().filter(|id| id.len() <= MAX_ID_BYTES).unwrap_or("unreadable"))
-}
-
-pub(crate) fn admit(gateway: &Gateway) -> Result<Seat, Problem> {
-    if gateway.shutdown.is_cancelled() {
-        return Err(refuse("draining", "this node is going away, try again"));
-    }
-    gateway.seats.take().ok_or_else(|| refuse("full", "this node has as many viewers as it takes, try again"))
 }
 
 /// A log of a job that does not exist would be waited for in vain.
@@ -117,14 +88,9 @@ async fn check_logs(engine: &Engine, topics: &[Topic]) -> Result<(), Problem> {
             Ok(false) => return Err(Problem::not_found(format!("there is no job {job}"))),
             Err(error) => {
                 tracing::warn!(%job, %error, "cannot look for a job");
-                return Err(refuse("database", "the database is away, logs have to wait"));
+                return Err(Refusal::Database.into());
             }
         }
     }
     Ok(())
-}
-
-fn refuse(reason: &'static str, detail: &str) -> Problem {
-    metrics::refused(reason);
-    Problem::unavailable(detail)
 }

@@ -11,9 +11,9 @@ pub use subscribe::run;
 
 use crate::{
     dialects::Dialect,
+    native::Native,
     problem::Problem,
     reactor::{Kind, Parking},
-    sse::{Gateway, admit},
 };
 use axum::{
     Router,
@@ -31,14 +31,14 @@ const VERSION: &str = "13";
 /// Sixteen bytes, in base64.
 const KEY_LEN: usize = 24;
 
-pub fn router(gateway: Gateway) -> Router {
+pub fn router(native: Native) -> Router {
     // A HEAD would be answered by the handler of GET, and opens nothing.
     let head = async || Problem::new(StatusCode::METHOD_NOT_ALLOWED, "GET opens a WebSocket");
-    Router::new().route("/live/ws", get(open).head(head)).with_state(gateway)
+    Router::new().route("/live/ws", get(open).head(head)).with_state(native)
 }
 
 async fn open(
-    State(gateway): State<Gateway>,
+    State(native): State<Native>,
     version: Version,
     uri: Uri,
     headers: HeaderMap,
@@ -46,16 +46,17 @@ async fn open(
     let Query(query) = Query::<Vec<(String, String)>>::try_from_uri(&uri)
         .map_err(|error| Problem::bad_request(error.body_text()))?;
     let Some(key) = handshake(version, &headers)? else { return Ok(upgrade_required()) };
-    if !gateway.origins.allow(&headers) {
+    if !native.origins.allow(&headers) {
         return Err(Problem::forbidden("pages of this origin may not open a WebSocket here"));
     }
-    let holder = gateway.access.holder(&headers, &query)?;
-    let seat = admit(&gateway)?;
+    let holder = native.access.holder(&headers, &query)?;
+    let gateway = &native.gateway;
+    let seat = gateway.admit()?;
     let reactors = Arc::clone(&gateway.reactors);
     let reactor = reactors.choose();
     let take_over = TakeOver::new(move |Taken { stream, head, early }| {
         let kind = Kind::WebSocket { reactor, holder, early };
-        reactors.park(Parking { stream, seat, dialect: Dialect::Socket, owed: head, kind });
+        reactors.park(Parking { stream, seat, dialect: Dialect::NativeSocket, owed: head, kind });
     });
     let mut response = StatusCode::SWITCHING_PROTOCOLS.into_response();
     for (name, value) in [

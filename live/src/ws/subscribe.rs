@@ -8,11 +8,10 @@ use crate::{
         viewer::{Item, Start, Viewer, What},
     },
     metrics,
+    native::Native,
+    place::Place,
     reactor::{Answer, Ask, Task, Who},
-    sse::{
-        Gateway,
-        park::{self, Found},
-    },
+    sse::park::{self, Found},
 };
 use bytes::{Bytes, BytesMut};
 use cratemill_protocol::topic::Topic;
@@ -30,7 +29,7 @@ const SAID_BYTES: usize = 64 * 1024;
 const UNTAKEN: usize = 2;
 
 /// Until nobody asks any more, or the process drains: then the connections are told.
-pub async fn run(gateway: Gateway, mut asks: mpsc::UnboundedReceiver<Ask>, shutdown: CancellationToken) {
+pub async fn run(native: Native, mut asks: mpsc::UnboundedReceiver<Ask>, shutdown: CancellationToken) {
     // A database that is away must not hold up what needs none.
     let lines = [(); 2].map(|()| Arc::new(Semaphore::new(AT_ONCE)));
     loop {
@@ -40,59 +39,58 @@ pub async fn run(gateway: Gateway, mut asks: mpsc::UnboundedReceiver<Ask>, shutd
         };
         let Some(ask) = ask else { break };
         let line = Arc::clone(&lines[usize::from(log_job(&ask.topic).is_some())]);
-        let gateway = gateway.clone();
+        let native = native.clone();
         // Two for each connection, and at most two seconds, or five of the database, once it is its turn.
         tokio::spawn(async move {
             if let Ok(_permit) = line.acquire().await
                 && ask.is_wanted()
             {
-                look_into(&gateway, ask).await;
+                look_into(&native, ask).await;
             }
         });
     }
 }
 
-async fn look_into(gateway: &Gateway, Ask { who, topic, since, .. }: Ask) {
+async fn look_into(native: &Native, Ask { who, topic, since, .. }: Ask) {
     if let Some(job) = log_job(&topic) {
-        match gateway.engine.archive.knows(job).await {
+        match native.engine.archive.knows(job).await {
             Ok(true) => {}
-            Ok(false) => return refuse(gateway, who, &topic, "there is no such job"),
+            Ok(false) => return refuse(native, who, &topic, "there is no such job"),
             Err(error) => {
                 tracing::warn!(%job, %error, "cannot look for a job");
-                return refuse(gateway, who, &topic, "the database is away, logs have to wait");
+                return refuse(native, who, &topic, "the database is away, logs have to wait");
             }
         }
     }
     let subscription = Subscription { topics: [topic.clone()].into(), since };
-    match park::find(gateway, &subscription, who.reactor).await {
-        Found::Place(place) => {
-            let (member, cursor, mark, reset) = place.into_parts();
-            gateway.reactors.answer(who, Answer::Joined { member, cursor, mark, reset });
+    match park::find(&native.gateway, &subscription, who.reactor).await {
+        Found::Place(Place { member, cursor, mark }, reset) => {
+            native.gateway.reactors.answer(who, Answer::Joined { member, cursor, mark, reset });
         }
-        Found::NotYet => refuse(gateway, who, &topic, "the bus is away, try again"),
-        Found::None => follow(gateway, who, &topic, subscription),
+        Found::NotYet => refuse(native, who, &topic, "the bus is away, try again"),
+        Found::None => follow(native, who, &topic, subscription),
     }
 }
 
-fn refuse(gateway: &Gateway, who: Who, topic: &Topic, why: &str) {
+fn refuse(native: &Native, who: Who, topic: &Topic, why: &str) {
     metrics::refused("topic");
     let bytes = text(&ws::error(Some(topic), why));
-    gateway.reactors.answer(who, Answer::Ended { bytes });
+    native.gateway.reactors.answer(who, Answer::Ended { bytes });
 }
 
 /// A task reads for the connection, and ends with it.
-fn follow(gateway: &Gateway, who: Who, topic: &Topic, subscription: Subscription) {
-    let Ok(place) = Arc::clone(&gateway.followers).try_acquire_owned() else {
-        return refuse(gateway, who, topic, "too many viewers read the past here, try again");
+fn follow(native: &Native, who: Who, topic: &Topic, subscription: Subscription) {
+    let Ok(place) = Arc::clone(&native.gateway.followers).try_acquire_owned() else {
+        return refuse(native, who, topic, "too many viewers read the past here, try again");
     };
-    let Some((subscriber, positions)) = gateway.engine.hub.subscribe(&subscription.topics) else {
-        return refuse(gateway, who, topic, "the bus is away, try again");
+    let Some((subscriber, positions)) = native.engine.hub.subscribe(&subscription.topics) else {
+        return refuse(native, who, topic, "the bus is away, try again");
     };
     let Subscription { topics, since } = subscription;
     let (sender, items) = mpsc::channel(ITEMS);
     let start = Start { topics, since, subscriber, positions };
-    let viewer = Viewer::run(Arc::clone(&gateway.engine), start, sender);
-    let pass_on = pass_on(gateway.clone(), who, topic.clone(), items, place);
+    let viewer = Viewer::run(Arc::clone(&native.engine), start, sender);
+    let pass_on = pass_on(native.clone(), who, topic.clone(), items, place);
     // It says nothing before the guard is with the connection.
     let (go, gone) = oneshot::channel::<()>();
     let task = tokio::spawn(async move {
@@ -100,12 +98,12 @@ fn follow(gateway: &Gateway, who: Who, topic: &Topic, subscription: Subscription
             tokio::join!(viewer, pass_on);
         }
     });
-    gateway.reactors.answer(who, Answer::Followed { task: Task(task.abort_handle()) });
+    native.gateway.reactors.answer(who, Answer::Followed { task: Task(task.abort_handle()) });
     let _ = go.send(());
 }
 
 async fn pass_on(
-    gateway: Gateway,
+    native: Native,
     who: Who,
     topic: Topic,
     mut items: mpsc::Receiver<Item>,
@@ -138,12 +136,12 @@ async fn pass_on(
         let Ok(room) = Arc::clone(&untaken).acquire_owned().await else { return };
         if dropped {
             // Whoever reads it may ask for the topic again at once.
-            return gateway.reactors.answer(who, Answer::Ended { bytes: out.freeze() });
+            return native.gateway.reactors.answer(who, Answer::Ended { bytes: out.freeze() });
         }
-        gateway.reactors.answer(who, Answer::Said { bytes: out.freeze(), room });
+        native.gateway.reactors.answer(who, Answer::Said { bytes: out.freeze(), room });
     }
     // The viewer has ended, and said why.
-    gateway.reactors.answer(who, Answer::Ended { bytes: Bytes::new() });
+    native.gateway.reactors.answer(who, Answer::Ended { bytes: Bytes::new() });
 }
 
 fn text(message: &[u8]) -> Bytes {

@@ -6,6 +6,7 @@ mod access;
 mod balancers;
 mod crowd;
 mod drain;
+mod event_api;
 mod events;
 mod farm;
 mod hostile;

@@ -38,7 +38,7 @@ pub fn draining() -> Bytes {
 pub fn item(item: &Item, out: &mut BytesMut) {
     put_id(&item.position, out);
     match &item.what {
-        What::Frame(frame) => out.put_slice(frame.native(message)),
+        What::Frame(frame) => out.put_slice(frame.encoded(message)),
         // An id without an event moves a browser's last id and shows nothing.
         What::Alive => out.put_u8(b'\n'),
         What::Reset { topic, reason } => {
@@ -51,7 +51,7 @@ pub fn item(item: &Item, out: &mut BytesMut) {
 
 pub fn frame(frame: &Frame, position: &Position, out: &mut BytesMut) {
     put_id(position, out);
-    out.put_slice(frame.native(message));
+    out.put_slice(frame.encoded(message));
 }
 
 fn put_id(position: &Position, out: &mut BytesMut) {
@@ -72,6 +72,8 @@ pub fn message(message: &Message) -> Bytes {
             event(event_name(what), &Event { what, at_ms: *at_ms })
         }
         Message::User(message) => published(message),
+        // Nobody follows these in this dialect.
+        Message::Timeline(_) => Bytes::new(),
         Message::Log(LogPart { job, attempt, body }) => {
             let (topic, attempt) = (Topic::JobLog(*job).to_string(), *attempt);
             match body {

@@ -144,7 +144,7 @@ pub fn item(topic: &Topic, item: &Item) -> Option<Vec<u8>> {
 
 /// The event of the other encoding, which is made once for all, in other words around it.
 pub fn event(topic: &str, frame: &Frame, position: &Position) -> Vec<u8> {
-    let (name, data) = parts(frame.native(encode::message));
+    let (name, data) = parts(frame.encoded(encode::message));
     let id = id::format(position);
     let mut out = Vec::with_capacity(topic.len() + id.len() + name.len() + data.len() + 64);
     for part in [

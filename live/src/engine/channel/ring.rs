@@ -12,18 +12,20 @@ pub struct Mark {
     pub events: u64,
     /// In the stream of user topics.
     pub topics: u64,
+    pub timeline: u64,
 }
 
 impl Mark {
     /// What a position does not say is as it is `now`.
     pub fn of(position: &Position, now: Self) -> Self {
-        Self { events: position.events, topics: position.topics.unwrap_or(now.topics) }
+        Self { events: position.events, topics: position.topics.unwrap_or(now.topics), ..now }
     }
 
     pub fn get(self, source: Source) -> u64 {
         match source {
             Source::Events => self.events,
             Source::Topics => self.topics,
+            Source::Timeline => self.timeline,
             Source::Logs => 0,
         }
     }
@@ -37,13 +39,18 @@ impl Mark {
     /// What both have seen.
     #[must_use]
     pub fn least(self, other: Self) -> Self {
-        Self { events: self.events.min(other.events), topics: self.topics.min(other.topics) }
+        Self {
+            events: self.events.min(other.events),
+            topics: self.topics.min(other.topics),
+            timeline: self.timeline.min(other.timeline),
+        }
     }
 
     pub fn set(&mut self, source: Source, sequence: u64) {
         match source {
             Source::Events => self.events = sequence,
             Source::Topics => self.topics = sequence,
+            Source::Timeline => self.timeline = sequence,
             Source::Logs => {}
         }
     }
@@ -170,7 +177,7 @@ mod tests {
     }
 
     fn mark(events: u64) -> Mark {
-        Mark { events, topics: 0 }
+        Mark { events, ..Mark::default() }
     }
 
     fn rest(ring: &Ring, cursor: u32) -> Option<Vec<u64>> {
@@ -216,7 +223,7 @@ mod tests {
     /// Another node had the two streams in another order.
     #[test]
     fn of_two_streams_a_cursor_is_found_where_one_can_say_it() {
-        let at = |events, topics| Mark { events, topics };
+        let at = |events, topics| Mark { events, topics, timeline: 0 };
         let mut ring = Ring::new(at(10, 20));
         ring.push(Entry { mark: at(11, 20), ..entry(11) });
         ring.push(message(21, at(11, 21)));

@@ -7,7 +7,7 @@ fn topics(names: &[&str]) -> Arc<[Topic]> {
 }
 
 fn mark(events: u64) -> Mark {
-    Mark { events, topics: 0 }
+    Mark { events, ..Mark::default() }
 }
 
 fn entry(sequence: u64) -> Entry {

@@ -1,0 +1,141 @@
+//! How often somebody may sign up or log in: by address, and by the name that is tried. Each node counts for itself.
+
+use super::error::Error;
+use axum::http::{HeaderMap, HeaderName};
+use governor::{
+    Quota, RateLimiter,
+    clock::{Clock as _, DefaultClock},
+    state::keyed::HashMapStateStore,
+};
+use std::{
+    hash::Hash,
+    net::{IpAddr, Ipv6Addr},
+    num::NonZeroU32,
+    time::Duration,
+};
+
+/// At once; people of one office, or one program that sets things up.
+const ADDRESS_BURST: NonZeroU32 = NonZeroU32::new(100).unwrap();
+/// Beyond that, about what the processors of a small node can hash.
+const ADDRESS_EVERY: Duration = Duration::from_millis(500);
+const NAME_BURST: NonZeroU32 = NonZeroU32::new(20).unwrap();
+/// Somebody who guesses a password has so many tries.
+const NAME_EVERY: Duration = Duration::from_secs(3);
+/// Addresses and names that are remembered, a hundred bytes each. Of those beyond, as of a flood, none gets in.
+const MAX_KEYS: usize = 100_000;
+
+type Limiter<K> = RateLimiter<K, HashMapStateStore<K>, DefaultClock>;
+
+pub(super) struct Limits {
+    addresses: Limiter<IpAddr>,
+    names: Limiter<String>,
+    /// Who is asked for the client's address: the load balancer, in this header.
+    header: Option<HeaderName>,
+}
+
+impl std::fmt::Debug for Limits {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Limits")
+    }
+}
+
+impl Limits {
+    pub(super) fn new(header: Option<HeaderName>) -> Self {
+        Self {
+            addresses: RateLimiter::hashmap(quota(ADDRESS_EVERY, ADDRESS_BURST)),
+            names: RateLimiter::hashmap(quota(NAME_EVERY, NAME_BURST)),
+            header,
+        }
+    }
+
+    /// Before anything is done for them.
+    pub(super) fn address(&self, headers: &HeaderMap, peer: IpAddr) -> Result<(), Error> {
+        let claimed = self.header.as_ref().and_then(|name| last_address(headers, name));
+        check(&self.addresses, &network(claimed.unwrap_or(peer)))
+    }
+
+    pub(super) fn name(&self, name: &str) -> Result<(), Error> {
+        check(&self.names, &name.to_owned())
+    }
+}
+
+fn quota(every: Duration, burst: NonZeroU32) -> Quota {
+    Quota::with_period(every).map_or(Quota::per_second(burst), |quota| quota.allow_burst(burst))
+}
+
+fn check<K: Hash + Eq + Clone>(limiter: &Limiter<K>, key: &K) -> Result<(), Error> {
+    if limiter.len() > MAX_KEYS {
+        limiter.retain_recent();
+        limiter.shrink_to_fit();
+    }
+    if limiter.len() > MAX_KEYS {
+        return Err(Error::TooMany(ADDRESS_EVERY));
+    }
+    limiter.check_key(key).map_err(|until| {
+        let wait = until.wait_time_from(DefaultClock::default().now());
+        // Whole seconds, and not none.
+        Error::TooMany(Duration::from_secs(wait.as_secs() + 1))
+    })
+}
+
+/// What the nearest proxy has written down: it comes last, and what is before it anybody may have made up.
+fn last_address(headers: &HeaderMap, name: &HeaderName) -> Option<IpAddr> {
+    let last = headers.get_all(name).iter().next_back()?.to_str().ok()?;
+    last.rsplit(',').next()?.trim().parse().ok()
+}
+
+/// Somebody who has one address of IPv6 has all of its network.
+fn network(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V6(v6) => match v6.to_ipv4_mapped() {
+            Some(v4) => IpAddr::V4(v4),
+            None => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & !u128::from(u64::MAX))),
+        },
+        v4 @ IpAddr::V4(_) => v4,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn each_address_and_each_name_has_its_burst() {
+        let limits = Limits::new(None);
+        let try_address = |text| limits.address(&HeaderMap::new(), address(text));
+        for _ in 0..ADDRESS_BURST.get() {
+            try_address("10.0.0.1").unwrap();
+        }
+        assert!(matches!(try_address("10.0.0.1"), Err(Error::TooMany(wait)) if wait.as_secs() > 0));
+        try_address("10.0.0.2").unwrap();
+        for _ in 0..NAME_BURST.get() {
+            limits.name("a").unwrap();
+        }
+        assert!(limits.name("a").is_err());
+        limits.name("b").unwrap();
+    }
+
+    #[test]
+    fn an_address_is_what_the_nearest_proxy_says() {
+        let name = HeaderName::from_static("x-forwarded-for");
+        for (values, expected) in [
+            (vec![], None),
+            (vec!["10.0.0.1"], Some("10.0.0.1")),
+            (vec!["1.2.3.4, 10.0.0.1"], Some("10.0.0.1")),
+            (vec!["10.0.0.1", "::1"], Some("::1")),
+            (vec!["10.0.0.1", "x"], None),
+        ] {
+            let mut headers = HeaderMap::new();
+            for value in &values {
+                headers.append(name.clone(), value.parse().unwrap());
+            }
+            assert_eq!(last_address(&headers, &name), expected.map(address), "{values:?}");
+        }
+        assert_eq!(network(address("2001:db8:1:2:3:4:5:6")), address("2001:db8:1:2::"));
+        assert_eq!(network(address("::ffff:10.0.0.1")), address("10.0.0.1"));
+    }
+}
