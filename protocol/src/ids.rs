@@ -51,4 +51,6 @@ id! {
     EventId(Uuid),
     /// What events of the event API belong to, as their authors say.
     CollectionId(Uuid),
+    /// What people publish to and subscribe to over CBOR.
+    SubscriptionId(Uuid),
 }

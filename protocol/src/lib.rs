@@ -13,6 +13,7 @@ pub mod job;
 pub mod json_text;
 pub mod manifest;
 pub mod names;
+pub mod publication;
 pub mod sshsig;
 pub mod subjects;
 pub mod token;
@@ -20,7 +21,9 @@ pub mod topic;
 pub mod user_topic;
 
 pub use digest::Sha256Hex;
-pub use ids::{ArtifactId, Attempt, BuilderId, CollectionId, CrateId, EventId, JobId, UserId, VersionId};
+pub use ids::{
+    ArtifactId, Attempt, BuilderId, CollectionId, CrateId, EventId, JobId, SubscriptionId, UserId, VersionId,
+};
 pub use job::{FailureClass, Features, JobState, Kind, Limits, Outcome, Priority, Stage};
 pub use json_text::JsonText;
 pub use names::{ArtifactName, CrateName, Target};

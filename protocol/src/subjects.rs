@@ -12,18 +12,21 @@
 //! topic.<name>                user topics                     stream TOPICS    republished to live.topic...
 //! timeline.event              published events of the
 //!                             event API                       stream TIMELINE  republished to live.timeline...
+//! pubsub.<subscription>       publications over CBOR          stream PUBSUB    heads republished to live.pubsub...
+//! session                     a session is taken over         core NATS request, to live nodes
 //! schedule                    something is due earlier        core NATS, a hint to who schedules
 //! registry.refresh            look at one crate now           core NATS request, queue group of dispatchers
 //! download.<node>             download batches                stream DOWNLOADS (work queue)
 //! ```
 
-use crate::{Attempt, BuilderId, CrateName, JobId, VersionId};
+use crate::{Attempt, BuilderId, CrateName, JobId, SubscriptionId, VersionId};
 
 pub const BUILD_STREAM: &str = "BUILD";
 pub const LOGS_STREAM: &str = "LOGS";
 pub const EVENTS_STREAM: &str = "EVENTS";
 pub const TOPICS_STREAM: &str = "TOPICS";
 pub const TIMELINE_STREAM: &str = "TIMELINE";
+pub const PUBSUB_STREAM: &str = "PUBSUB";
 pub const DOWNLOADS_STREAM: &str = "DOWNLOADS";
 
 pub const BUILD_ALL: &str = "build.>";
@@ -34,6 +37,7 @@ pub const EVENTS_ALL: &str = "event.>";
 /// A user topic's subject is its text.
 pub const TOPICS_ALL: &str = "topic.>";
 pub const TIMELINE_ALL: &str = "timeline.>";
+pub const PUBSUB_ALL: &str = "pubsub.>";
 pub const DOWNLOADS_ALL: &str = "download.>";
 
 /// Durable consumers of the work queues; every process of a kind shares one.
@@ -87,6 +91,14 @@ pub const QUEUE_EVENT: &str = "event.queue";
 
 /// A hint to the dispatchers, without content: the outbox has something. Whoever misses it looks a second later.
 pub const OUTBOX: &str = "outbox";
+
+/// What is published to a subscription.
+pub fn publications(subscription: SubscriptionId) -> String {
+    format!("pubsub.{subscription}")
+}
+
+/// To all live nodes: whoever has this session lets go of it.
+pub const SESSION: &str = "session";
 
 /// All events of the event API: everybody gets all of them, in one order.
 pub const TIMELINE_EVENT: &str = "timeline.event";

@@ -1,6 +1,6 @@
 //! Topics: what a viewer can follow, and which subjects feed it.
 
-use crate::{CrateName, JobId, UserTopic, subjects, user_topic};
+use crate::{CrateName, JobId, SubscriptionId, UserTopic, subjects, user_topic};
 use std::{fmt, str::FromStr};
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -21,6 +21,8 @@ pub enum Topic {
     User(UserTopic),
     /// What is published through the event API. It has no name: nobody asks for it in other words than that API's.
     Timeline,
+    /// What is published to a subscription over CBOR. It has no name either.
+    Publications(SubscriptionId),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -44,6 +46,7 @@ impl Topic {
             Self::Builders => (subjects::EVENTS_STREAM, "event.builder.>".into()),
             Self::Queue => (subjects::EVENTS_STREAM, subjects::QUEUE_EVENT.into()),
             Self::User(topic) => (subjects::TOPICS_STREAM, topic.to_string()),
+            Self::Publications(id) => (subjects::PUBSUB_STREAM, subjects::publications(*id)),
             Self::Timeline => (subjects::TIMELINE_STREAM, subjects::TIMELINE_EVENT.into()),
         }
     }
@@ -59,6 +62,7 @@ impl Topic {
             ["event", "builder", _] => [Some(Self::Builders), None, None],
             ["event", "queue"] => [Some(Self::Queue), None, None],
             ["topic", ..] => [subject.parse().map(Self::User).ok(), None, None],
+            ["pubsub", id] => [id.parse().map(Self::Publications).ok(), None, None],
             ["timeline", "event"] => [Some(Self::Timeline), None, None],
             _ => [None, None, None],
         };
@@ -96,6 +100,7 @@ impl fmt::Display for Topic {
             Self::Builders => f.write_str("builders"),
             Self::Queue => f.write_str("queue"),
             Self::User(topic) => topic.fmt(f),
+            Self::Publications(id) => write!(f, "pubsub.{id}"),
             Self::Timeline => f.write_str("timeline"),
         }
     }
@@ -120,7 +125,8 @@ mod tests {
             "topic.a.b",
         ];
         let mut topics: Vec<Topic> = names.iter().map(|name| name.parse().unwrap()).collect();
-        topics.push(Topic::Timeline);
+        let subscription = "6d1f8a3e-7f0f-4b5a-9a3a-0d2f8c5b1e77".parse().unwrap();
+        topics.extend([Topic::Timeline, Topic::Publications(subscription)]);
         for subject in [
             "log.7.1",
             "event.job.hexyl.7",
@@ -134,6 +140,8 @@ mod tests {
             "topic.a.*",
             "timeline.event",
             "timeline.other",
+            "pubsub.6d1f8a3e-7f0f-4b5a-9a3a-0d2f8c5b1e77",
+            "pubsub.x",
             "download.a",
         ] {
             let mut expected: Vec<_> = topics

@@ -99,7 +99,7 @@ async fn pause(backoff: &mut Backoff, shutdown: &CancellationToken) -> bool {
     }
 }
 
-fn configs(replicas: usize) -> [Config; 6] {
+fn configs(replicas: usize) -> [Config; 7] {
     let stream = |name: &str, subject: &str, max_bytes: i64| Config {
         name: name.to_owned(),
         subjects: vec![subject.to_owned()],
@@ -153,6 +153,13 @@ fn configs(replicas: usize) -> [Config; 6] {
             discard: DiscardPolicy::Old,
             max_age: TIMELINE_AGE,
             ..stream(subjects::TIMELINE_STREAM, subjects::TIMELINE_ALL, 512 * MIB)
+        },
+        Config {
+            // Viewers are told that something is there, and fetch it.
+            republish: republish(subjects::PUBSUB_ALL)
+                .map(|republish| Republish { headers_only: true, ..republish }),
+            // A log is kept: when there is no room publishers are told so.
+            ..stream(subjects::PUBSUB_STREAM, subjects::PUBSUB_ALL, 1_024 * MIB)
         },
     ]
 }

@@ -19,6 +19,7 @@ pub mod nodes;
 pub mod objects;
 pub mod outbox;
 pub mod patience;
+pub mod pubsub;
 pub mod queue;
 pub mod sessions;
 pub mod targets;

@@ -3,6 +3,7 @@
 //!
 //! A new one is a variant here and a module that the match arms call: the engine and the reactors know no other words.
 
+pub mod cbor;
 pub mod event_api;
 pub mod native;
 

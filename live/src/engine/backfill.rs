@@ -225,7 +225,8 @@ impl Backfills {
                     return None;
                 }
                 if filters.iter().any(|filter| subjects::matches(filter, &stored.subject))
-                    && let Some(frame) = Frame::decode(source, stored.sequence, &stored.payload)
+                    && let Some(frame) =
+                        Frame::decode(source, stored.sequence, &stored.subject, &stored.payload)
                 {
                     mark.set(source, stored.sequence);
                     read.push((Entry { source, frame: Arc::new(frame), mark }, stored.payload.len()));

@@ -91,6 +91,15 @@ impl Live {
         Some(Self { source, sequence, message })
     }
 
+    /// What it says, or its id where that is all that is followed.
+    fn payload(&self) -> &[u8] {
+        if self.source.heads_only() {
+            replay::message_id(self.message.headers.as_ref()).as_bytes()
+        } else {
+            &self.message.payload
+        }
+    }
+
     fn subject(&self) -> &str {
         self.message.subject.strip_prefix(subjects::LIVE_PREFIX).unwrap_or_default()
     }
@@ -135,7 +144,7 @@ impl Feed {
         if sequence > position + 1 {
             self.repair(position, sequence - 1).await;
         }
-        self.hub.publish(source, sequence, live.subject(), &live.message.payload);
+        self.hub.publish(source, sequence, live.subject(), live.payload());
     }
 
     async fn compare(&self, probe: Probe) {

@@ -3,10 +3,13 @@
 use crate::{engine::Source, metrics};
 use bytes::Bytes;
 use cratemill_protocol::{
-    Attempt, JobId,
+    Attempt, JobId, SubscriptionId,
     bus::{self, EventMessage, LogBody, LogMessage, TimelineEvent, TopicMessage},
+    publication,
+    topic::Topic,
 };
 use std::sync::OnceLock;
+use uuid::Uuid;
 
 #[derive(Debug, Clone, PartialEq)]
 pub enum Message {
@@ -14,6 +17,7 @@ pub enum Message {
     Log(LogPart),
     User(TopicMessage),
     Timeline(TimelineEvent),
+    Issue(Issue),
 }
 
 impl Message {
@@ -24,7 +28,24 @@ impl Message {
             Self::Log(_) => Source::Logs,
             Self::User(_) => Source::Topics,
             Self::Timeline(_) => Source::Timeline,
+            Self::Issue(_) => Source::Pubsub,
         }
+    }
+}
+
+/// Something that was published over CBOR; who wants to know what fetches it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Issue {
+    pub subscription: SubscriptionId,
+    pub publication: Uuid,
+}
+
+impl Issue {
+    /// From where it stands, on which subject, and the message's id.
+    pub fn parse(sequence: u64, subject: &str, id: &str) -> Option<Self> {
+        let Some(Topic::Publications(subscription)) = Topic::fed_by(subject).pop() else { return None };
+        let publication = publication::id(sequence, id.parse().ok()?);
+        Some(Self { subscription, publication })
     }
 }
 
@@ -49,14 +70,22 @@ impl Frame {
         Self { sequence, message, encoded: OnceLock::new() }
     }
 
-    /// Nothing for a message that this program cannot read: a newer program wrote it, and the rest must go on.
-    pub fn decode(source: Source, sequence: u64, payload: &[u8]) -> Option<Self> {
+    /// `payload` is the message's id where only heads are followed. Nothing for a message that this program cannot read: a newer program wrote it, and the rest must go on.
+    pub fn decode(source: Source, sequence: u64, subject: &str, payload: &[u8]) -> Option<Self> {
         let message = match source {
             Source::Events => bus::decode::<EventMessage>(payload).map(Message::Event),
             Source::Logs => bus::decode::<LogMessage>(payload)
                 .map(|log| Message::Log(LogPart { job: log.job, attempt: log.attempt, body: log.body })),
             Source::Topics => bus::decode::<TopicMessage>(payload).map(Message::User),
             Source::Timeline => bus::decode::<TimelineEvent>(payload).map(Message::Timeline),
+            Source::Pubsub => {
+                let issue = str::from_utf8(payload).ok().and_then(|id| Issue::parse(sequence, subject, id));
+                if issue.is_none() {
+                    metrics::unreadable();
+                    tracing::warn!(stream = source.stream(), sequence, "skipped a message without a good id");
+                }
+                return issue.map(|issue| Self::new(sequence, Message::Issue(issue)));
+            }
         };
         match message {
             Ok(message) => Some(Self::new(sequence, message)),

@@ -143,7 +143,7 @@ impl Hub {
                 return;
             }
         }
-        let frame = Frame::decode(source, sequence, payload).map(Arc::new);
+        let frame = Frame::decode(source, sequence, subject, payload).map(Arc::new);
         let mut inner = self.lock();
         *inner.position(source) = Some(sequence);
         let Some(frame) = frame else { return };

@@ -39,10 +39,12 @@ pub enum Source {
     Topics,
     /// What is published through the event API.
     Timeline,
+    /// What is published over CBOR; only its heads are followed.
+    Pubsub,
 }
 
 impl Source {
-    pub const ALL: [Self; 4] = [Self::Events, Self::Logs, Self::Topics, Self::Timeline];
+    pub const ALL: [Self; 5] = [Self::Events, Self::Logs, Self::Topics, Self::Timeline, Self::Pubsub];
 
     pub fn of_stream(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|source| source.stream() == name)
@@ -53,6 +55,7 @@ impl Source {
             Topic::JobLog(_) => Self::Logs,
             Topic::User(_) => Self::Topics,
             Topic::Timeline => Self::Timeline,
+            Topic::Publications(_) => Self::Pubsub,
             Topic::Job(_) | Topic::Crate(_) | Topic::Builds | Topic::Builders | Topic::Queue => Self::Events,
         }
     }
@@ -64,6 +67,7 @@ impl Source {
             Self::Logs => "logs",
             Self::Topics => "topics",
             Self::Timeline => "timeline",
+            Self::Pubsub => "pubsub",
         }
     }
 
@@ -73,6 +77,7 @@ impl Source {
             Self::Logs => cratemill_protocol::subjects::LOGS_STREAM,
             Self::Topics => cratemill_protocol::subjects::TOPICS_STREAM,
             Self::Timeline => cratemill_protocol::subjects::TIMELINE_STREAM,
+            Self::Pubsub => cratemill_protocol::subjects::PUBSUB_STREAM,
         }
     }
 
@@ -83,7 +88,13 @@ impl Source {
             Self::Logs => cratemill_protocol::subjects::LOGS_ALL,
             Self::Topics => cratemill_protocol::subjects::TOPICS_ALL,
             Self::Timeline => cratemill_protocol::subjects::TIMELINE_ALL,
+            Self::Pubsub => cratemill_protocol::subjects::PUBSUB_ALL,
         }
+    }
+
+    /// Of its messages only the ids are read, not what they say.
+    pub fn heads_only(self) -> bool {
+        self == Self::Pubsub
     }
 }
 

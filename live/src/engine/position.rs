@@ -23,7 +23,7 @@ impl Position {
         match source {
             Source::Events => Some(&mut self.events),
             Source::Topics => self.topics.as_mut(),
-            Source::Logs | Source::Timeline => None,
+            Source::Logs | Source::Timeline | Source::Pubsub => None,
         }
     }
 

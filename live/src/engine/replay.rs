@@ -5,10 +5,13 @@
 
 use crate::engine::Source;
 use anyhow::{Context as _, bail};
-use async_nats::jetstream::{
-    self,
-    consumer::{AckPolicy, DeliverPolicy, PullConsumer, pull},
-    stream::RawMessageErrorKind,
+use async_nats::{
+    HeaderMap, header,
+    jetstream::{
+        self,
+        consumer::{AckPolicy, DeliverPolicy, PullConsumer, pull},
+        stream::RawMessageErrorKind,
+    },
 };
 use bytes::Bytes;
 use cratemill_service::{backoff::Backoff, streams::TOPIC_MESSAGES};
@@ -55,7 +58,13 @@ pub enum Read {
 pub struct Stored {
     pub sequence: u64,
     pub subject: String,
+    /// Its id, where only heads are followed.
     pub payload: Bytes,
+}
+
+/// Empty where there is none.
+pub fn message_id(headers: Option<&HeaderMap>) -> &str {
+    headers.and_then(|headers| headers.get(header::NATS_MESSAGE_ID)).map_or("", |id| id.as_str())
 }
 
 struct Open {
@@ -180,7 +189,7 @@ impl Replay {
         }
         let Some(open) = &mut self.open else { return Ok(None) };
         let was = open.batches;
-        let stored = open.next().await?;
+        let stored = open.next(self.source.heads_only()).await?;
         let begins = open.batches != was;
         // What the server removes while it is read is left out without a word: nothing of a batch may be older than it.
         let skips = stored.as_ref().is_none_or(|stored| begins && stored.sequence > self.next);
@@ -240,6 +249,7 @@ impl Replay {
             filter_subject: self.filter.clone(),
             deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: self.next },
             ack_policy: AckPolicy::None,
+            headers_only: self.source.heads_only(),
             inactive_threshold: INACTIVE,
             memory_storage: true,
             num_replicas: 1,
@@ -256,7 +266,7 @@ impl Replay {
 }
 
 impl Open {
-    async fn next(&mut self) -> anyhow::Result<Option<Stored>> {
+    async fn next(&mut self, heads_only: bool) -> anyhow::Result<Option<Stored>> {
         // Twice: a batch that is used up gives nothing, the one after it must.
         for _ in 0..2 {
             if self.pending == 0 {
@@ -272,7 +282,7 @@ impl Open {
             match tokio::time::timeout(PATIENCE, batch.next()).await.context("the server went silent")? {
                 Some(message) => {
                     let message = message.map_err(|error| anyhow::anyhow!(error))?;
-                    return self.accept(&message).map(Some);
+                    return self.accept(&message, heads_only).map(Some);
                 }
                 None => self.batch = None,
             }
@@ -280,7 +290,7 @@ impl Open {
         bail!("{} messages are pending and none came", self.pending)
     }
 
-    fn accept(&mut self, message: &jetstream::Message) -> anyhow::Result<Stored> {
+    fn accept(&mut self, message: &jetstream::Message, heads_only: bool) -> anyhow::Result<Stored> {
         let info = message.info().map_err(|error| anyhow::anyhow!(error))?;
         self.deliveries += 1;
         if info.consumer_sequence != self.deliveries {
@@ -290,7 +300,11 @@ impl Open {
         Ok(Stored {
             sequence: info.stream_sequence,
             subject: message.subject.to_string(),
-            payload: message.payload.clone(),
+            payload: if heads_only {
+                Bytes::copy_from_slice(message_id(message.headers.as_ref()).as_bytes())
+            } else {
+                message.payload.clone()
+            },
         })
     }
 }

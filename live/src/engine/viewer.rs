@@ -225,7 +225,8 @@ impl Viewer {
                 Read::Expired { .. } => self.reset(&topics, ResetReason::Expired).await?,
                 Read::Message(stored) => {
                     if filters.iter().any(|filter| subjects::matches(filter, &stored.subject))
-                        && let Some(frame) = Frame::decode(source, stored.sequence, &stored.payload)
+                        && let Some(frame) =
+                            Frame::decode(source, stored.sequence, &stored.subject, &stored.payload)
                     {
                         self.deliver(Arc::new(frame)).await?;
                     }
@@ -239,7 +240,7 @@ impl Viewer {
     async fn deliver(&mut self, frame: Arc<Frame>) -> Result<(), End> {
         match &frame.message {
             // Nobody follows that in this way.
-            Message::Timeline(_) => return Ok(()),
+            Message::Timeline(_) | Message::Issue(_) => return Ok(()),
             Message::Event(_) | Message::User(_) => {
                 if !self.position.reach(frame.message.source(), frame.sequence) {
                     return Ok(());

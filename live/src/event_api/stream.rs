@@ -263,7 +263,9 @@ async fn replay(api: &EventApi, client: &mut Client, seen: u64) -> anyhow::Resul
             // What is gone cannot be brought back, but what is the latest of each name.
             Read::Expired { .. } => return begin(api, i64::try_from(written).unwrap_or(i64::MAX)).await,
             Read::Message(stored) => {
-                if let Some(frame) = Frame::decode(Source::Timeline, stored.sequence, &stored.payload) {
+                if let Some(frame) =
+                    Frame::decode(Source::Timeline, stored.sequence, &stored.subject, &stored.payload)
+                {
                     Dialect::EventApi.message(&frame, &TOPICS, &Mark::default().position(&[]), &mut out);
                     count += 1;
                 }

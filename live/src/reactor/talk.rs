@@ -164,7 +164,7 @@ impl Reactor {
         talk.extra().inbound.feed(bytes);
         loop {
             let Some(talk) = self.talks.get_mut(&self.table, id) else { return };
-            let incoming = match talk.extra().inbound.pop() {
+            let incoming = match talk.extra().inbound.pop(&frames::NATIVE) {
                 Ok(Some(incoming)) => incoming,
                 Ok(None) => break talk.tidy(),
                 Err(Fault { code, reason }) => return self.hang_up(id, code, reason),
@@ -177,7 +177,8 @@ impl Reactor {
             match incoming {
                 Incoming::Text(text) => self.request(id, &text),
                 Incoming::Ping(payload) => self.say(id, frames::pong(payload), None),
-                Incoming::Pong => {}
+                // Neither comes by these rules.
+                Incoming::Binary(_) | Incoming::TooBig | Incoming::Pong => {}
                 Incoming::Close(code) => {
                     let answer = code.map_or_else(frames::close_without_code, |code| frames::close(code, ""));
                     return self.goodbye(id, &answer);

@@ -9,21 +9,33 @@ use tungstenite::protocol::frame::{
     coding::{CloseCode, Control, Data, OpCode},
 };
 
-/// What a client has to say is short: the longest topic, the longest id and some air.
-pub const MAX_MESSAGE: usize = 8 * 1024;
+/// What is taken of a client.
+#[derive(Debug, Clone, Copy)]
+pub struct Rules {
+    /// Bytes of a message.
+    pub max_message: usize,
+    /// Frames of one message: nobody counts them but here.
+    pub max_frames: u16,
+    /// Messages may be binary; then one that is too big is skipped, and does not end the connection.
+    pub binary: bool,
+}
+
+/// What a client of ours has to say is short: the longest topic, the longest id and some air.
+pub const NATIVE: Rules = Rules { max_message: 8 * 1024, max_frames: 64, binary: false };
 /// Going away; another node, or this one a moment later, goes on.
 pub const RESTART: u16 = 1012;
 pub const TRY_AGAIN: u16 = 1013;
 /// For those who say too much.
 pub const POLICY: u16 = 1008;
-/// Frames of one message: nobody counts them but here.
-const MAX_FRAMES: u8 = 64;
 /// A reason in a close frame.
 const MAX_REASON: usize = 120;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Incoming {
     Text(String),
+    Binary(Vec<u8>),
+    /// A message was longer than is taken: it is left out.
+    TooBig,
     Ping(Vec<u8>),
     /// Nobody asked, and it is allowed.
     Pong,
@@ -57,7 +69,21 @@ pub struct Inbound {
     /// The frames of a message before its last one,
     message: Option<Vec<u8>>,
     /// and how many they are.
-    frames: u8,
+    frames: u16,
+    /// It is text.
+    text: bool,
+    /// The message is too big: what comes of it is left out.
+    too_big: bool,
+    /// So much of a frame, which is the last of its message or not.
+    skip: Option<(u64, bool)>,
+}
+
+enum Framed {
+    /// Not whole yet.
+    Nothing,
+    Frame(FrameHeader, Vec<u8>),
+    /// Of a message that is too big.
+    Skipped,
 }
 
 impl Inbound {
@@ -69,33 +95,61 @@ impl Inbound {
         self.bytes.extend_from_slice(bytes);
     }
 
+    /// Bytes that wait for more.
+    pub fn len(&self) -> usize {
+        self.bytes.len() + self.message.as_ref().map_or(0, Vec::len)
+    }
+
     /// The next thing that is whole.
-    pub fn pop(&mut self) -> Result<Option<Incoming>, Fault> {
+    pub fn pop(&mut self, rules: &Rules) -> Result<Option<Incoming>, Fault> {
         loop {
-            let Some((header, payload)) = self.frame()? else {
-                self.bytes.drain(..std::mem::take(&mut self.taken));
-                if self.bytes.is_empty() {
-                    self.bytes = Vec::new();
+            if let Some((left, is_final)) = self.skip.take() {
+                let here = self.bytes.len() - self.taken;
+                let skipped = usize::try_from(left).unwrap_or(usize::MAX).min(here);
+                self.taken += skipped;
+                let left = left - skipped as u64;
+                if left > 0 {
+                    self.skip = Some((left, is_final));
+                    self.give_back();
+                    return Ok(None);
                 }
-                return Ok(None);
-            };
-            match header.opcode {
-                OpCode::Control(control) => return Self::control(control, payload),
-                OpCode::Data(data) => {
-                    if let Some(text) = self.data(data, header.is_final, payload)? {
-                        return Ok(Some(Incoming::Text(text)));
+                if is_final {
+                    (self.too_big, self.frames) = (false, 0);
+                    return Ok(Some(Incoming::TooBig));
+                }
+            }
+            match self.frame(rules)? {
+                Framed::Nothing => {
+                    self.give_back();
+                    return Ok(None);
+                }
+                Framed::Skipped => {}
+                Framed::Frame(header, payload) => match header.opcode {
+                    OpCode::Control(control) => return Self::control(control, payload),
+                    OpCode::Data(data) => {
+                        if let Some(message) = self.data(data, header.is_final, payload, rules)? {
+                            return Ok(Some(message));
+                        }
                     }
-                }
+                },
             }
         }
     }
 
-    fn frame(&mut self) -> Result<Option<(FrameHeader, Vec<u8>)>, Fault> {
+    /// Of the bytes what was taken.
+    fn give_back(&mut self) {
+        self.bytes.drain(..std::mem::take(&mut self.taken));
+        if self.bytes.is_empty() {
+            self.bytes = Vec::new();
+        }
+    }
+
+    fn frame(&mut self, rules: &Rules) -> Result<Framed, Fault> {
         let bytes = &self.bytes[self.taken..];
         let mut cursor = Cursor::new(bytes);
         let parsed =
             FrameHeader::parse(&mut cursor).map_err(|_| protocol("a frame with an unknown opcode"))?;
-        let Some((header, length)) = parsed else { return Ok(None) };
+        let Some((header, length)) = parsed else { return Ok(Framed::Nothing) };
         if header.rsv1 || header.rsv2 || header.rsv3 {
             return Err(protocol("no extension was agreed on"));
         }
@@ -103,12 +157,36 @@ impl Inbound {
         if matches!(header.opcode, OpCode::Control(_)) && (length > 125 || !header.is_final) {
             return Err(protocol("a control frame is short, and in one piece"));
         }
-        let length = usize::try_from(length).ok().filter(|length| *length <= MAX_MESSAGE).ok_or(TOO_BIG)?;
         let start = usize::try_from(cursor.position()).map_err(|_| TOO_BIG)?;
-        let Some(payload) = bytes.get(start..start + length) else { return Ok(None) };
+        if let OpCode::Data(data) = header.opcode {
+            let before = self.message.as_ref().map_or(0, Vec::len) as u64;
+            if self.too_big || before.saturating_add(length) > rules.max_message as u64 {
+                if !rules.binary {
+                    return Err(TOO_BIG);
+                }
+                let goes_on = self.too_big || self.message.is_some();
+                Self::check_order(data, goes_on)?;
+                (self.too_big, self.message) = (true, None);
+                self.taken += start;
+                self.skip = Some((length, header.is_final));
+                return Ok(Framed::Skipped);
+            }
+        }
+        let length = usize::try_from(length).map_err(|_| TOO_BIG)?;
+        let Some(payload) = bytes.get(start..start + length) else { return Ok(Framed::Nothing) };
         let payload = payload.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask).collect();
         self.taken += start + length;
-        Ok(Some((header, payload)))
+        Ok(Framed::Frame(header, payload))
+    }
+
+    /// Whether such a frame may come while a message goes on, or none does.
+    fn check_order(data: Data, goes_on: bool) -> Result<(), Fault> {
+        match (data, goes_on) {
+            (Data::Text | Data::Binary, false) | (Data::Continue, true) => Ok(()),
+            (Data::Continue, false) => Err(protocol("nothing goes on here")),
+            (Data::Text | Data::Binary, true) => Err(protocol("the message before has no end")),
+            (Data::Reserved(_), _) => Err(protocol("a frame with an unknown opcode")),
+        }
     }
 
     fn control(control: Control, payload: Vec<u8>) -> Result<Option<Incoming>, Fault> {
@@ -131,36 +209,60 @@ impl Inbound {
     }
 
     /// A whole message, once its last frame is there.
-    fn data(&mut self, data: Data, is_final: bool, payload: Vec<u8>) -> Result<Option<String>, Fault> {
-        let message = match (data, self.message.take()) {
-            (Data::Text, None) => payload,
-            (Data::Continue, Some(mut message)) => {
-                if message.len() + payload.len() > MAX_MESSAGE {
-                    return Err(TOO_BIG);
-                }
+    fn data(
+        &mut self,
+        data: Data,
+        is_final: bool,
+        payload: Vec<u8>,
+        rules: &Rules,
+    ) -> Result<Option<Incoming>, Fault> {
+        Self::check_order(data, self.message.is_some())?;
+        if data == Data::Binary && !rules.binary {
+            return Err(NO_BINARY);
+        }
+        let message = match self.message.take() {
+            None => {
+                self.text = data == Data::Text;
+                payload
+            }
+            Some(mut message) => {
                 message.extend_from_slice(&payload);
                 message
             }
-            (Data::Binary, None) => return Err(NO_BINARY),
-            (Data::Continue, None) => return Err(protocol("nothing goes on here")),
-            (Data::Text | Data::Binary, Some(_)) => return Err(protocol("the message before has no end")),
-            (Data::Reserved(_), _) => return Err(protocol("a frame with an unknown opcode")),
         };
         self.frames += 1;
         if !is_final {
             self.message = Some(message);
-            return if self.frames < MAX_FRAMES { Ok(None) } else { Err(TOO_MANY) };
+            return if self.frames < rules.max_frames { Ok(None) } else { Err(TOO_MANY) };
         }
         self.frames = 0;
-        String::from_utf8(message).map(Some).map_err(|_| NOT_TEXT)
+        if self.text {
+            String::from_utf8(message).map(|text| Some(Incoming::Text(text))).map_err(|_| NOT_TEXT)
+        } else {
+            Ok(Some(Incoming::Binary(message)))
+        }
     }
 }
 
+/// In a frame of its own.
+pub fn put_binary(message: &[u8], out: &mut BytesMut) {
+    put(Data::Binary, message, out);
+}
+
 pub fn put_text(text: &[u8], out: &mut BytesMut) {
-    let header = FrameHeader { is_final: true, opcode: OpCode::Data(Data::Text), ..FrameHeader::default() };
+    put(Data::Text, text, out);
+}
+
+fn put(data: Data, payload: &[u8], out: &mut BytesMut) {
+    let header = FrameHeader { is_final: true, opcode: OpCode::Data(data), ..FrameHeader::default() };
     // Writing to memory cannot fail.
-    let _ = header.format(text.len() as u64, &mut out.writer());
-    out.put_slice(text);
+    let _ = header.format(payload.len() as u64, &mut out.writer());
+    out.put_slice(payload);
+}
+
+/// Without a payload.
+pub fn ping() -> Bytes {
+    Bytes::from_static(b"\x89\x00")
 }
 
 pub fn pong(payload: Vec<u8>) -> Bytes {
@@ -207,7 +309,7 @@ mod tests {
 
     fn all(inbound: &mut Inbound) -> Result<Vec<Incoming>, Fault> {
         let mut all = Vec::new();
-        while let Some(incoming) = inbound.pop()? {
+        while let Some(incoming) = inbound.pop(&NATIVE)? {
             all.push(incoming);
         }
         Ok(all)
@@ -270,11 +372,11 @@ mod tests {
         FrameHeader::default().format(0, &mut unmasked).unwrap();
         let mut reserved = text("x");
         reserved[0] |= 0x40;
-        let long = "x".repeat(MAX_MESSAGE + 1);
-        let half = frame(OpCode::Data(Data::Text), false, "x".repeat(MAX_MESSAGE).as_bytes());
+        let long = "x".repeat(NATIVE.max_message + 1);
+        let half = frame(OpCode::Data(Data::Text), false, "x".repeat(NATIVE.max_message).as_bytes());
         let pieces = [
             frame(OpCode::Data(Data::Text), false, b"x"),
-            frame(OpCode::Data(Data::Continue), false, b"").repeat(MAX_FRAMES.into()),
+            frame(OpCode::Data(Data::Continue), false, b"").repeat(NATIVE.max_frames.into()),
         ];
         for (bytes, code) in [
             (pieces.concat(), 1008),
@@ -295,11 +397,56 @@ mod tests {
         }
     }
 
+    const BINARY: Rules = Rules { max_message: 10, max_frames: 8, binary: true };
+
+    #[test]
+    fn where_binary_is_taken_what_is_too_big_is_left_out() {
+        let binary = |is_final, payload: &[u8]| frame(OpCode::Data(Data::Binary), is_final, payload);
+        let more = |is_final, payload: &[u8]| frame(OpCode::Data(Data::Continue), is_final, payload);
+        let bytes = [
+            binary(true, b"first"),
+            binary(true, &[0; 300]),
+            binary(false, b"12345"),
+            more(false, &vec![0; 70_000]),
+            frame(OpCode::Control(Control::Ping), true, b"p"),
+            more(false, b""),
+            more(true, b"x"),
+            binary(false, b"12345"),
+            more(true, b"67890"),
+            text("last"),
+        ];
+        let expected = [
+            Incoming::Binary(b"first".to_vec()),
+            Incoming::TooBig,
+            Incoming::Ping(b"p".to_vec()),
+            Incoming::TooBig,
+            Incoming::Binary(b"1234567890".to_vec()),
+            Incoming::Text("last".into()),
+        ];
+        for step in [1, 7, 1_000, 100_000] {
+            let (mut inbound, mut seen) = (Inbound::default(), Vec::new());
+            for chunk in bytes.concat().chunks(step) {
+                inbound.feed(chunk);
+                while let Some(incoming) = inbound.pop(&BINARY).unwrap() {
+                    seen.push(incoming);
+                }
+                assert!(inbound.len() <= 10 + 14 + step, "nothing is kept of what is too big");
+            }
+            assert_eq!(seen, expected);
+            assert!(inbound.is_empty());
+        }
+        let mut inbound = Inbound::default();
+        inbound.feed(&[binary(false, &[0; 11]), binary(true, b"")].concat());
+        assert_eq!(inbound.pop(&BINARY).unwrap_err().code, 1002);
+    }
+
     #[test]
     fn what_is_written_golden() {
         let mut out = BytesMut::new();
         put_text(b"{}", &mut out);
         assert_eq!(out, b"\x81\x02{}"[..]);
+        put_binary(b"x", &mut out);
+        assert_eq!(out, b"\x81\x02{}\x82\x01x"[..]);
         assert_eq!(close(1008, "no"), b"\x88\x04\x03\xf0no"[..]);
         assert_eq!(close_without_code(), b"\x88\x00"[..]);
         assert_eq!(pong(vec![7]), b"\x8a\x01\x07"[..]);

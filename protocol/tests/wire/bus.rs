@@ -8,7 +8,7 @@ use cratemill_protocol::{
     bus::{
         Assigned, AssignedJob, BuildRequest, BuilderState, ClientClass, DomainEvent, DownloadBatch,
         DownloadCount, EventMessage, Install, JobChanged, LogBody, LogMessage, NodeMessage, OutcomeBatch,
-        OutcomeMessage, RefreshReply, RefreshRequest, RequestBatch, TopicMessage, VersionChange,
+        OutcomeMessage, RefreshReply, RefreshRequest, RequestBatch, TimelineEvent, TopicMessage, VersionChange,
         VersionChanged, decode, encode,
     },
     job::Timings,
@@ -191,6 +191,15 @@ fn user_topics() {
     let data = JsonText::parse("{ \"b\": 1.0e400,\n \"a\": \"ü \" }".as_bytes()).unwrap();
     let topic = UserTopic::parse("topic.private.team.deploys").unwrap();
     check(&mut golden, "message", &TopicMessage { topic, at_ms: AT_MS, data });
+    golden.close();
+}
+
+#[test]
+fn events_of_the_event_api() {
+    let mut golden = Golden::open("bus/timeline");
+    let id = "6d1f8a3e-7f0f-4b5a-9a3a-0d2f8c5b1e77".parse().unwrap();
+    let data = JsonText::parse(b"{\"a\": \"\\u0000\"}").unwrap();
+    check(&mut golden, "event", &TimelineEvent { id, name: "a name".into(), data });
     golden.close();
 }
 

@@ -87,6 +87,7 @@ proptest! {
         _ = bus::decode::<bus::NodeMessage>(&bytes);
         _ = bus::decode::<bus::EventMessage>(&bytes);
         _ = bus::decode::<bus::TopicMessage>(&bytes);
+        _ = bus::decode::<bus::TimelineEvent>(&bytes);
         let text = String::from_utf8_lossy(&bytes);
         prop_assert!(Manifest::parse(&text).is_err());
         prop_assert!(sshsig::public_key(&text).is_err());

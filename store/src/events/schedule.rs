@@ -44,12 +44,12 @@ pub async fn claim(conn: &mut PgConnection, term: i64, now_s: i64, limit: i64) -
     sqlx::query_as(
         "WITH led AS (
              SELECT FROM timeline WHERE term = $1 FOR SHARE
+         ), first AS MATERIALIZED (
+             SELECT timestamp, seq FROM due_events WHERE timestamp <= $2 AND EXISTS (SELECT FROM led)
+             ORDER BY timestamp, seq LIMIT $3 FOR UPDATE
          ), due AS (
-             DELETE FROM due_events d USING (
-                 SELECT timestamp, seq FROM due_events WHERE timestamp <= $2 AND EXISTS (SELECT FROM led)
-                 ORDER BY timestamp, seq LIMIT $3 FOR UPDATE
-             ) AS first
-             WHERE (d.timestamp, d.seq) = (first.timestamp, first.seq) RETURNING d.*
+             DELETE FROM due_events d USING first WHERE (d.timestamp, d.seq) = (first.timestamp, first.seq)
+             RETURNING d.*
          ), fired AS (
              INSERT INTO firing_events (event_id) SELECT event_id FROM due ORDER BY timestamp, seq
              RETURNING place, event_id

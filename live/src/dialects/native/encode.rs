@@ -73,7 +73,7 @@ pub fn message(message: &Message) -> Bytes {
         }
         Message::User(message) => published(message),
         // Nobody follows these in this dialect.
-        Message::Timeline(_) => Bytes::new(),
+        Message::Timeline(_) | Message::Issue(_) => Bytes::new(),
         Message::Log(LogPart { job, attempt, body }) => {
             let (topic, attempt) = (Topic::JobLog(*job).to_string(), *attempt);
             match body {

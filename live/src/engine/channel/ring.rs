@@ -13,6 +13,7 @@ pub struct Mark {
     /// In the stream of user topics.
     pub topics: u64,
     pub timeline: u64,
+    pub pubsub: u64,
 }
 
 impl Mark {
@@ -26,6 +27,7 @@ impl Mark {
             Source::Events => self.events,
             Source::Topics => self.topics,
             Source::Timeline => self.timeline,
+            Source::Pubsub => self.pubsub,
             Source::Logs => 0,
         }
     }
@@ -43,6 +45,7 @@ impl Mark {
             events: self.events.min(other.events),
             topics: self.topics.min(other.topics),
             timeline: self.timeline.min(other.timeline),
+            pubsub: self.pubsub.min(other.pubsub),
         }
     }
 
@@ -51,6 +54,7 @@ impl Mark {
             Source::Events => self.events = sequence,
             Source::Topics => self.topics = sequence,
             Source::Timeline => self.timeline = sequence,
+            Source::Pubsub => self.pubsub = sequence,
             Source::Logs => {}
         }
     }
@@ -223,7 +227,7 @@ mod tests {
     /// Another node had the two streams in another order.
     #[test]
     fn of_two_streams_a_cursor_is_found_where_one_can_say_it() {
-        let at = |events, topics| Mark { events, topics, timeline: 0 };
+        let at = |events, topics| Mark { events, topics, ..Mark::default() };
         let mut ring = Ring::new(at(10, 20));
         ring.push(Entry { mark: at(11, 20), ..entry(11) });
         ring.push(message(21, at(11, 21)));

@@ -35,7 +35,8 @@ impl Viewer {
             let mut replay = Replay::new(&self.engine.bus.jetstream, Source::Logs, filter, from, until);
             while let Some(read) = replay.next().await {
                 if let Read::Message(stored) = read
-                    && let Some(frame) = Frame::decode(Source::Logs, stored.sequence, &stored.payload)
+                    && let Some(frame) =
+                        Frame::decode(Source::Logs, stored.sequence, &stored.subject, &stored.payload)
                 {
                     self.deliver(Arc::new(frame)).await?;
                 }
