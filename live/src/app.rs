@@ -2,6 +2,7 @@
 
 use crate::{
     auth::Access,
+    cbor::{self, Cbor},
     config::{Config, DialectName},
     engine::{Engine, Source, archive::Archive, backfill::Backfills, feed, hub::Hub, seats::Seats},
     event_api::{self, EventApi},
@@ -9,11 +10,10 @@ use crate::{
     native::{self, Native},
     origin::Origins,
     problem::Problem,
-    reactor::Reactors,
+    reactor::{self, Reactors},
     ws,
 };
 use axum::Router;
-use cratemill_protocol::subjects;
 use cratemill_scheduler::Scheduler;
 use cratemill_service::{Context, backoff::Backoff, bus::Bus, http, streams, take_over};
 use cratemill_store::{PgPool, database, objects::Objects};
@@ -51,7 +51,10 @@ pub async fn serve(config: Config, context: Context) -> anyhow::Result<()> {
     let heartbeat = Duration::from_secs(config.viewer_heartbeat_s);
     let seats = Seats::new(config.max_viewers as usize);
     let (asks, asked) = mpsc::unbounded_channel();
-    let (reactors, ended) = Reactors::start(config.reactors(), &hub, &seats, &asks, heartbeat)?;
+    let (orders, ordered) = mpsc::unbounded_channel();
+    let rules = reactor::rules(cbor::max_message(&config.cbor));
+    let (reactors, ended) =
+        Reactors::start(config.reactors(), &hub, &seats, (&asks, &orders), heartbeat, rules)?;
     let gateway = Gateway {
         hub: Arc::clone(&hub),
         bus: bus.clone(),
@@ -66,13 +69,23 @@ pub async fn serve(config: Config, context: Context) -> anyhow::Result<()> {
     context.spawn(drain(Arc::clone(&reactors), context.shutdown.clone()));
     context.essential("feed", feed::run(bus.clone(), hub, context.shutdown.clone()));
     context.essential("reactors", ended);
-    if config.schedules() {
-        schedule(&config, &context, &bus, &pool);
+    if !config.speaks(DialectName::Native) {
+        make_streams(&config, &context, &bus);
     }
+    if config.schedules() {
+        let scheduler = Scheduler { pool: pool.clone(), bus: bus.clone(), jobs: None };
+        context.essential("scheduler", cratemill_scheduler::run(scheduler, context.shutdown.clone()));
+    }
+    let access = Arc::new(Access::new(config.live_token_secret.as_ref()));
     let mut router = context.health.router().fallback(async || Problem::not_found("there is nothing here"));
-    if let Some(native) = native(&config, &gateway, &pool) {
+    if let Some(native) = native(&config, &gateway, &pool, &access) {
         context.spawn(ws::run(native.clone(), asked, context.shutdown.clone()));
         router = router.merge(native::router(&native));
+    }
+    if config.speaks(DialectName::Cbor) {
+        let (gateway, pool) = (gateway.clone(), pool.clone());
+        let cbor = Cbor::start(&config.cbor, gateway, access, pool, ordered, &context);
+        router = router.merge(cbor::router(cbor));
     }
     if config.speaks(DialectName::Events) {
         let api = EventApi::start(&config.event_api, gateway, pool, &context);
@@ -89,12 +102,13 @@ fn sources(config: &Config) -> Vec<Source> {
     let of = |dialect| match dialect {
         DialectName::Native => &[Source::Events, Source::Logs, Source::Topics][..],
         DialectName::Events => &[Source::Timeline],
+        DialectName::Cbor => &[Source::Pubsub],
     };
     let wanted: Vec<Source> = config.dialects.iter().flat_map(|dialect| of(*dialect)).copied().collect();
     Source::ALL.into_iter().filter(|source| wanted.contains(source)).collect()
 }
 
-fn native(config: &Config, gateway: &Gateway, pool: &PgPool) -> Option<Native> {
+fn native(config: &Config, gateway: &Gateway, pool: &PgPool, access: &Arc<Access>) -> Option<Native> {
     let objects = config.native.objects.as_ref().filter(|_| config.speaks(DialectName::Native))?;
     let archive = Archive { pool: pool.clone(), objects: Objects::new(objects) };
     let engine = Engine {
@@ -106,19 +120,20 @@ fn native(config: &Config, gateway: &Gateway, pool: &PgPool) -> Option<Native> {
     Some(Native {
         gateway: gateway.clone(),
         engine: Arc::new(engine),
-        access: Arc::new(Access::new(config.native.live_token_secret.as_ref())),
+        access: Arc::clone(access),
         origins: Arc::new(Origins::new(config.native.cors_origin.clone())),
     })
 }
 
-/// Where no dispatcher does: makes the stream, and publishes what falls due.
-fn schedule(config: &Config, context: &Context, bus: &Bus, pool: &PgPool) {
+/// Where no dispatcher does: those that this node speaks of.
+fn make_streams(config: &Config, context: &Context, bus: &Bus) {
     let (replicas, shutdown) = (usize::from(config.event_api.nats_replicas), context.shutdown.clone());
-    let scheduler = Scheduler { pool: pool.clone(), bus: bus.clone(), jobs: None };
-    context.essential("scheduler", async move {
-        let wanted = |name: &str| name == subjects::TIMELINE_STREAM;
-        streams::ensure_some(&scheduler.bus, replicas, wanted, &shutdown).await?;
-        cratemill_scheduler::run(scheduler, shutdown).await
+    let (bus, sources) = (bus.clone(), sources(config));
+    context.spawn(async move {
+        let wanted = |name: &str| sources.iter().any(|source| source.stream() == name);
+        if let Err(error) = streams::ensure_some(&bus, replicas, wanted, &shutdown).await {
+            tracing::error!(error = format!("{error:#}"), "cannot make the streams");
+        }
     });
 }
 

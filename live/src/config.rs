@@ -56,6 +56,8 @@ pub enum DialectName {
     Native,
     /// The zero-code event API.
     Events,
+    /// Publish and subscribe in CBOR over WebSocket.
+    Cbor,
 }
 
 /// The native dialect.
@@ -67,10 +69,6 @@ pub struct NativeConfig {
     /// Origins whose pages may read the streams, separated by commas, or `*`. Without it only pages of the same origin may.
     #[arg(long, env = "CORS_ORIGIN", value_name = "ORIGIN", value_delimiter = ',', value_parser = parse_origin)]
     pub cors_origin: Vec<HeaderValue>,
-    /// Signs the tokens of publishers and of followers of private topics; the same on all live nodes, at least 32 bytes.
-    /// Without it nobody can publish.
-    #[arg(long, env = "LIVE_TOKEN_SECRET", value_name = "SECRET", hide_env_values = true)]
-    pub live_token_secret: Option<Secret>,
 }
 
 /// The dialect `events`.
@@ -99,13 +97,30 @@ pub struct EventApiConfig {
     /// are limited by address. Without it the address is the peer's.
     #[arg(long, env = "CLIENT_ADDRESS_HEADER", value_name = "NAME")]
     pub client_address_header: Option<HeaderName>,
-    /// Publish what falls due from this process too, if no other one does. A gateway that speaks only `events` does so; the
-    /// others leave it to dispatchers.
+    /// Publish what falls due from this process too, if no other one does. A gateway that does not speak `native` does so;
+    /// the others leave it to dispatchers.
     #[arg(long, env = "SCHEDULE", value_name = "BOOL")]
     pub schedule: Option<bool>,
-    /// Copies that the bus keeps of each event, where this process makes the stream.
+    /// Copies that the bus keeps of each message, where this process makes the streams: one that does not speak `native`.
     #[arg(long, env = "NATS_REPLICAS", value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=5))]
     pub nats_replicas: u8,
+}
+
+/// The dialect `cbor`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct CborConfig {
+    /// Bytes of a publication. The bus has to take messages that are a little longer.
+    #[arg(long, env = "MAX_PUBLICATION_BYTES", value_name = "BYTES", default_value_t = 1 << 20, value_parser = clap::value_parser!(u32).range(1..=8 << 20))]
+    pub max_publication_bytes: u32,
+    /// How long a member of a group may take for a publication, in seconds; then another one gets it.
+    #[arg(long, env = "ACK_WAIT_S", value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=3600))]
+    pub ack_wait_s: u32,
+    /// Refuse sessions without a token whose id is not random (no UUID of version 4).
+    #[arg(long, env = "REQUIRE_V4_SESSIONS")]
+    pub require_v4_sessions: bool,
+    /// Days after which a session that nobody came back to is forgotten, with its subscriptions.
+    #[arg(long, env = "SESSION_DAYS", value_name = "DAYS", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=3650))]
+    pub session_days: u32,
 }
 
 /// Streams build logs and events to viewers, from any point that is still kept.
@@ -125,6 +140,12 @@ pub struct Config {
     pub native: NativeConfig,
     #[command(flatten)]
     pub event_api: EventApiConfig,
+    #[command(flatten)]
+    pub cbor: CborConfig,
+    /// Signs the tokens of publishers and of followers of private topics, and of who has a session over CBOR; the same on
+    /// all live nodes, at least 32 bytes. Without it nobody can publish to a topic.
+    #[arg(long, env = "LIVE_TOKEN_SECRET", value_name = "SECRET", hide_env_values = true)]
+    pub live_token_secret: Option<Secret>,
     /// Viewers at once; one more is answered with 503 and tries another node.
     #[arg(long, env = "MAX_VIEWERS", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub max_viewers: u32,
@@ -170,8 +191,8 @@ impl Config {
 
     /// Whether this process may publish what falls due.
     pub fn schedules(&self) -> bool {
-        let alone = self.dialects.iter().all(|dialect| *dialect == DialectName::Events);
-        self.event_api.schedule.unwrap_or(alone)
+        self.speaks(DialectName::Events)
+            && self.event_api.schedule.unwrap_or(!self.speaks(DialectName::Native))
     }
 
     pub fn reactors(&self) -> usize {

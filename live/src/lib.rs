@@ -14,6 +14,7 @@
 
 pub mod app;
 pub mod auth;
+pub mod cbor;
 pub mod config;
 pub mod dialects;
 pub mod engine;

@@ -156,6 +156,34 @@ impl Bus {
         Ok(())
     }
 
+    /// Stores these, each at the end of its stream: in this order, unless the bus is away meanwhile, when some are sent again.
+    pub async fn store_in_order(
+        &self,
+        messages: Vec<(String, Numbered)>,
+        patience: Duration,
+    ) -> Vec<Result<Stored, Error>> {
+        let mut sent = Vec::with_capacity(messages.len());
+        for (subject, Numbered { id, payload }) in messages {
+            let mut headers = HeaderMap::new();
+            headers.insert(async_nats::header::NATS_MESSAGE_ID, id.as_str());
+            // One behind the other: who waits for all at once may be woken in any order.
+            let ack = self.jetstream.publish_with_headers(subject.clone(), headers, payload.clone()).await;
+            sent.push((subject, id, payload, ack));
+        }
+        let mut stored = Vec::with_capacity(sent.len());
+        for (subject, id, payload, ack) in sent {
+            let ack = match ack {
+                Ok(ack) => ack.await,
+                Err(error) => Err(error),
+            };
+            stored.push(match ack {
+                Ok(ack) => Ok(Stored { sequence: ack.sequence, duplicate: ack.duplicate }),
+                Err(_) => self.store(&subject, &id, payload, patience).await,
+            });
+        }
+        stored
+    }
+
     /// As [`Bus::hint`], with something to say.
     pub async fn hint_of(&self, subject: &'static str, what: String) {
         if self.check().is_ok()

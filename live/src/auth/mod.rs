@@ -78,6 +78,14 @@ impl Access {
         }
     }
 
+    /// Who somebody with a token is, if the token says so; nobody without one. A token that is no good is refused.
+    pub fn subject(&self, headers: &HeaderMap, query: &[(String, String)]) -> Result<Option<String>, Denied> {
+        match bearer(headers).or_else(|| in_query(query)) {
+            None => Ok(None),
+            token => Ok(self.claims(token)?.sub),
+        }
+    }
+
     fn claims(&self, token: Option<&str>) -> Result<Claims, Denied> {
         let signer = self.signer.as_ref().ok_or(Denied::NotConfigured)?;
         Ok(signer.verify(token.ok_or(Denied::NoToken)?, clock::now_s())?)

@@ -9,16 +9,16 @@ pub mod native;
 
 use crate::{
     engine::{
-        frame::Frame,
+        frame::{Frame, Issue, Message},
         position::Position,
         viewer::{DropReason, Item, ResetReason, What},
     },
     ws::frames::{self, RESTART, TRY_AGAIN},
 };
 use bytes::{Bytes, BytesMut};
+use cbor::IdForm;
 use cratemill_protocol::topic::Topic;
 use native::{encode, ws};
-use std::time::Duration;
 
 /// One byte for each connection.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -30,13 +30,15 @@ pub enum Dialect {
     NativeSocket,
     /// The zero-code event API: all events, as server-sent events.
     EventApi,
+    /// Publish and subscribe in CBOR over WebSocket; ids are written as the client writes them.
+    Cbor(IdForm),
 }
 
 /// What a connection over WebSocket asks for.
 pub use native::ws::Request;
 
 /// How often those are told that want to be, whatever else they get.
-pub const BEAT: Duration = Duration::from_secs(10);
+pub const BEAT_S: usize = 10;
 
 /// What is said of a topic, beside its messages.
 #[derive(Debug, Clone, Copy)]
@@ -54,14 +56,19 @@ impl Dialect {
     pub fn is_socket(self) -> bool {
         match self {
             Self::NativeEvents | Self::EventApi => false,
-            Self::NativeSocket => true,
+            Self::NativeSocket | Self::Cbor(_) => true,
         }
     }
 
-    /// Said at intervals of [`BEAT`], whatever else is said; nothing where a sign of life is shown to the silent.
+    /// Whether it is one whose messages are commands that tasks do.
+    pub fn is_guest(self) -> bool {
+        matches!(self, Self::Cbor(_))
+    }
+
+    /// Said every [`BEAT_S`] seconds, whatever else is said; nothing where a sign of life is shown to the silent.
     pub fn beat(self) -> Option<Bytes> {
         match self {
-            Self::NativeEvents | Self::NativeSocket => None,
+            Self::NativeEvents | Self::NativeSocket | Self::Cbor(_) => None,
             Self::EventApi => Some(event_api::ping()),
         }
     }
@@ -71,6 +78,11 @@ impl Dialect {
         match self {
             Self::NativeEvents => encode::frame(frame, position, out),
             Self::EventApi => event_api::frame(frame, out),
+            Self::Cbor(ids) => {
+                if let Message::Issue(Issue { subscription, publication }) = frame.message {
+                    frames::put_binary(&cbor::issue(subscription, publication, ids), out);
+                }
+            }
             // It has a channel for each of its topics.
             Self::NativeSocket => {
                 for topic in topics {
@@ -88,8 +100,8 @@ impl Dialect {
             }
             (Self::NativeEvents, None) => encode::heartbeat(),
             (Self::NativeSocket, position) => text(&ws::heartbeat(position)),
-            // It beats.
-            (Self::EventApi, _) => Bytes::new(),
+            // It beats, or is asked for its pong.
+            (Self::EventApi | Self::Cbor(_), _) => Bytes::new(),
         }
     }
 
@@ -100,7 +112,7 @@ impl Dialect {
                 let what = What::Reset { topic: topic.clone(), reason };
                 encoded(&Item { what, position: position.clone() })
             }
-            (Self::NativeEvents | Self::EventApi, _) => Bytes::new(),
+            (Self::NativeEvents | Self::EventApi | Self::Cbor(_), _) => Bytes::new(),
             (Self::NativeSocket, Said::Subscribed(topic, position)) => text(&ws::subscribed(topic, position)),
             (Self::NativeSocket, Said::Unsubscribed(topic)) => text(&ws::unsubscribed(topic)),
             (Self::NativeSocket, Said::Reset(topic, position, reason)) => {
@@ -121,8 +133,12 @@ impl Dialect {
         match (self, reason) {
             (Self::NativeEvents, _) => encode::dropped(reason),
             (Self::EventApi, _) => event_api::dropped(reason),
-            (Self::NativeSocket, DropReason::Slow) => frames::close(TRY_AGAIN, encode::drop_reason(reason)),
-            (Self::NativeSocket, DropReason::Broken) => frames::close(RESTART, encode::drop_reason(reason)),
+            (Self::NativeSocket | Self::Cbor(_), DropReason::Slow) => {
+                frames::close(TRY_AGAIN, encode::drop_reason(reason))
+            }
+            (Self::NativeSocket | Self::Cbor(_), DropReason::Broken) => {
+                frames::close(RESTART, encode::drop_reason(reason))
+            }
         }
     }
 
@@ -131,7 +147,7 @@ impl Dialect {
         match self {
             Self::NativeEvents => encode::draining(),
             Self::EventApi => event_api::draining(),
-            Self::NativeSocket => frames::close(RESTART, "draining"),
+            Self::NativeSocket | Self::Cbor(_) => frames::close(RESTART, "draining"),
         }
     }
 }

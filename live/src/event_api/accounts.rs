@@ -21,7 +21,10 @@ pub(super) async fn sign_up(
     headers: HeaderMap,
     request: Request,
 ) -> Result<Response, Error> {
-    api.limits.address(&headers, peer.ip())?;
+    if let Err(error) = api.limits.address(&headers, peer.ip()) {
+        body::discard(request).await;
+        return Err(error);
+    }
     let SignUp { credentials: Credentials { username, password }, collection_id } =
         SignUp::parse(&body::read(request).await?)?;
     api.limits.name(&username)?;
@@ -44,7 +47,10 @@ pub(super) async fn log_in(
     headers: HeaderMap,
     request: Request,
 ) -> Result<Response, Error> {
-    api.limits.address(&headers, peer.ip())?;
+    if let Err(error) = api.limits.address(&headers, peer.ip()) {
+        body::discard(request).await;
+        return Err(error);
+    }
     let Credentials { username, password } = Credentials::parse(&body::read(request).await?)?;
     api.limits.name(&username)?;
     // Postgres has no room for it, and so nobody of that name.

@@ -22,7 +22,13 @@ pub(super) async fn insert(
     headers: HeaderMap,
     request: Request,
 ) -> Result<Response, Error> {
-    let user_id = api.tokens.user(&headers, clock::now_s())?;
+    let user_id = match api.tokens.user(&headers, clock::now_s()) {
+        Ok(user) => user,
+        Err(error) => {
+            body::discard(request).await;
+            return Err(error);
+        }
+    };
     let _place = api.places.try_acquire().map_err(|_| Error::Away("this node takes as much as it can"))?;
     let Insert { event, collection_id, timestamp, data } = Insert::parse(&body::read(request).await?)?;
     let id = EventId(Uuid::new_v4());

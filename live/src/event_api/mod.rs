@@ -23,7 +23,6 @@ mod token;
 use crate::{config::EventApiConfig, gateway::Gateway};
 use axum::{
     Router,
-    extract::DefaultBodyLimit,
     http::{HeaderName, HeaderValue, Method, header},
     routing::{get, post},
 };
@@ -99,7 +98,6 @@ pub fn router(api: Arc<EventApi>, origin: Option<&HeaderValue>) -> Router {
         .route("/events/user", get(lists::of_user))
         .route("/events/{id}/cancel", get(events::cancel_one))
         .method_not_allowed_fallback(async || Error::Method("this path has another method"))
-        .layer(DefaultBodyLimit::max(body::MAX_BYTES))
         .layer(cors(origin))
         .with_state(api)
 }

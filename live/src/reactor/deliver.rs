@@ -1,7 +1,7 @@
 //! What connections get, and what happens when they do not take it.
 
 use super::{
-    run::{LISTENING, OWING, Reactor},
+    run::Reactor,
     say::{self, Due},
     socket::{self, Written},
     table::SlotId,
@@ -12,7 +12,6 @@ use crate::{
     metrics,
 };
 use bytes::Bytes;
-use nix::sys::epoll::EpollEvent;
 use std::{
     cmp::Reverse,
     time::{Duration, Instant},
@@ -82,7 +81,7 @@ impl Reactor {
         };
         let Some(stream) = &slot.stream else { return };
         member.cursor = *next;
-        slot.heard = true;
+        (slot.heard, slot.told) = (true, true);
         let written = socket::write(stream, bytes);
         if written != Written::Gone {
             told.messages += u64::from(*messages);
@@ -132,10 +131,7 @@ impl Reactor {
     fn owe(&mut self, id: SlotId, bytes: Bytes) -> Option<SlotId> {
         let slot = self.table.get(id)?;
         slot.owing = true;
-        if let Some(stream) = &slot.stream {
-            // If it fails, the sweep ends the connection.
-            let _ = self.epoll.modify(stream, &mut EpollEvent::new(OWING, id.into()));
-        }
+        self.listen(id);
         self.owed_bytes += bytes.len();
         let now = Instant::now();
         self.owed.insert(id, Owed { bytes, since: now, first: now });
@@ -193,9 +189,7 @@ impl Reactor {
                 return;
             }
         }
-        if let Some(stream) = self.table.get(id).and_then(|slot| slot.stream.as_ref()) {
-            let _ = self.epoll.modify(stream, &mut EpollEvent::new(LISTENING, id.into()));
-        }
+        self.listen(id);
         self.go_on(id);
     }
 
@@ -239,7 +233,7 @@ impl Reactor {
     pub(super) fn show_life(&mut self, id: SlotId) {
         let Some(slot) = self.table.get(id) else { return };
         let (dialect, channel, place) = (slot.dialect, slot.channel, slot.member as usize);
-        if dialect.beat().is_some() {
+        if dialect.beat().is_some() || dialect.is_guest() {
             return self.go_on(id);
         }
         let sign = if dialect.is_socket() {
@@ -293,7 +287,9 @@ impl Reactor {
             {
                 self.leave(follows.channel, follows.place);
             }
-            self.talks.remove(member);
+            if let Some(mut talk) = self.talks.remove(member) {
+                self.depart(id, &mut talk);
+            }
         } else {
             self.leave(channel, member);
         }

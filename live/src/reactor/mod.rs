@@ -11,23 +11,27 @@
 
 mod beat;
 mod deliver;
+mod guest;
 mod run;
 mod say;
 mod socket;
 mod table;
 mod talk;
 
+pub use self::guest::{Order, Said, Todo, rules};
 use self::table::SlotId;
 use crate::{
     auth::Holder,
-    dialects::Dialect,
+    cbor::Session,
+    dialects::{Dialect, cbor::IdForm},
     engine::{
-        channel::Mark,
+        channel::{ChannelId, Mark},
         hub::{Hub, Member},
         seats::{Seat, Seats},
         viewer::{ResetReason, Since},
         wake::Wake,
     },
+    ws::frames::Rules,
 };
 use anyhow::Context as _;
 use bytes::Bytes;
@@ -72,6 +76,8 @@ pub enum Kind {
         /// What came behind the handshake.
         early: Bytes,
     },
+    /// A client of CBOR.
+    Guest { reactor: usize, session: Arc<Session>, early: Bytes },
 }
 
 /// A connection that asked for something: by the time of the answer its slot may be another's, and it may have asked for
@@ -103,13 +109,42 @@ impl Ask {
 #[derive(Debug)]
 pub enum Answer {
     /// What comes from `cursor` on goes to the connection, which has seen everything up to `mark`.
-    Joined { member: Member, cursor: u32, mark: Mark, reset: Option<ResetReason> },
+    Joined {
+        member: Member,
+        cursor: u32,
+        mark: Mark,
+        reset: Option<ResetReason>,
+    },
     /// A task reads for it, for as long as the guard is kept.
-    Followed { task: Task },
+    Followed {
+        task: Task,
+    },
     /// Whole messages of such a task, which says no more before a few of them are written.
-    Said { bytes: Bytes, room: OwnedSemaphorePermit },
+    Said {
+        bytes: Bytes,
+        room: OwnedSemaphorePermit,
+    },
     /// Nothing comes of it, or nothing more.
-    Ended { bytes: Bytes },
+    Ended {
+        bytes: Bytes,
+    },
+    /// For a client of CBOR: from `cursor` on it gets what comes.
+    Follow {
+        member: Member,
+        cursor: u32,
+    },
+    Unfollow(ChannelId),
+    /// It writes ids in this way.
+    Speak(IdForm),
+    /// Whole messages.
+    Push(Bytes),
+    /// All it said is done.
+    Done,
+    /// It has to go.
+    HangUp {
+        code: u16,
+        reason: &'static str,
+    },
 }
 
 /// Dropping it ends the task.
@@ -151,8 +186,9 @@ impl Reactors {
         count: usize,
         hub: &Arc<Hub>,
         seats: &Arc<Seats>,
-        asks: &mpsc::UnboundedSender<Ask>,
+        (asks, orders): (&mpsc::UnboundedSender<Ask>, &mpsc::UnboundedSender<Order>),
         heartbeat: Duration,
+        rules: Rules,
     ) -> anyhow::Result<(Arc<Self>, impl Future<Output = anyhow::Result<()>> + Send + use<>)> {
         let wakes: Vec<_> =
             (0..count).map(|_| Wake::new().map(Arc::new)).collect::<Result<_, _>>().context("no eventfd")?;
@@ -166,6 +202,8 @@ impl Reactors {
                 hub: Arc::clone(hub),
                 seats: Arc::clone(seats),
                 asks: asks.clone(),
+                orders: orders.clone(),
+                rules,
                 wake: Arc::clone(&wake),
             };
             let reactor =
@@ -192,7 +230,7 @@ impl Reactors {
     pub fn park(&self, parking: Parking) {
         let reactor = match &parking.kind {
             Kind::Events { member, .. } => member.reactor,
-            Kind::WebSocket { reactor, .. } => *reactor,
+            Kind::WebSocket { reactor, .. } | Kind::Guest { reactor, .. } => *reactor,
         };
         if let Some(handle) = self.handles.get(reactor) {
             handle.send(Command::Park(parking));

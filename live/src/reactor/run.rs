@@ -1,8 +1,9 @@
 //! The loop of one reactor.
 
 use super::{
-    Ask, Command, Kind, Parking,
+    Ask, Command, Kind, Order, Parking,
     deliver::{Member, Owed},
+    guest::Guest,
     socket,
     table::{Slot, SlotId, Table},
     talk::{Talk, Talks},
@@ -10,7 +11,7 @@ use super::{
 use crate::engine::{
     channel::ChannelId, hub::Hub, memory::Trim, seats::Seats, viewer::DropReason, wake::Wake,
 };
-use crate::{dialects::native::encode::drop_reason, metrics};
+use crate::{dialects::native::encode::drop_reason, metrics, ws::frames::Rules};
 use anyhow::Context as _;
 use bytes::Bytes;
 use nix::{
@@ -52,6 +53,8 @@ pub(super) struct Shared {
     pub(super) hub: Arc<Hub>,
     pub(super) seats: Arc<Seats>,
     pub(super) asks: UnboundedSender<Ask>,
+    pub(super) orders: UnboundedSender<Order>,
+    pub(super) rules: Rules,
     pub(super) wake: Arc<Wake>,
 }
 
@@ -68,6 +71,13 @@ pub(super) struct Reactor {
     /// Of the newest WebSocket, or request of one.
     pub(super) serial: u32,
     pub(super) asks: UnboundedSender<Ask>,
+    pub(super) orders: UnboundedSender<Order>,
+    /// For clients of CBOR.
+    pub(super) rules: Rules,
+    /// What all of them have said and that is not done.
+    pub(super) inbound_bytes: usize,
+    /// Those whose connections have ended while somebody does what they said.
+    pub(super) departed: HashMap<u32, Box<Guest>>,
     pub(super) began: Instant,
     pub(super) owed: HashMap<SlotId, Owed>,
     /// Bytes in `owed`, and of the messages that wait behind it.
@@ -96,7 +106,7 @@ pub(super) struct Reactor {
 impl Reactor {
     pub(super) fn new(
         number: usize,
-        Shared { reactors, hub, seats, asks, wake }: Shared,
+        Shared { reactors, hub, seats, asks, orders, rules, wake }: Shared,
         commands: mpsc::Receiver<Command>,
         heartbeat: Duration,
     ) -> nix::Result<Self> {
@@ -114,6 +124,10 @@ impl Reactor {
             talks: Talks::default(),
             serial: 0,
             asks,
+            orders,
+            rules,
+            inbound_bytes: 0,
+            departed: HashMap::new(),
             began: now,
             owed: HashMap::new(),
             owed_bytes: 0,
@@ -227,6 +241,10 @@ impl Reactor {
             tracing::warn!(%error, "cannot wait for a socket");
             return self.close(id);
         }
+        self.open_guest(id);
+        if self.is_guest(id) {
+            self.listen(id);
+        }
         self.give(id, &owed);
         if self.draining {
             return self.farewell(id);
@@ -239,6 +257,7 @@ impl Reactor {
 
     /// Puts a connection where it belongs; what it has said already is returned.
     fn enter(&mut self, id: SlotId, kind: Kind) -> Bytes {
+        let now_s = self.now_s();
         let Some(slot) = self.table.get(id) else { return Bytes::new() };
         match kind {
             Kind::Events { member, cursor } => {
@@ -251,7 +270,13 @@ impl Reactor {
             }
             Kind::WebSocket { holder, early, reactor: _ } => {
                 self.serial = self.serial.wrapping_add(1);
-                slot.member = self.talks.put(Talk::new(self.serial, holder));
+                slot.member = self.talks.put(Talk::new(self.serial, Some(holder), None));
+                early
+            }
+            Kind::Guest { session, early, reactor: _ } => {
+                self.serial = self.serial.wrapping_add(1);
+                let guest = Box::new(Guest::new(session, now_s));
+                slot.member = self.talks.put(Talk::new(self.serial, None, Some(guest)));
                 early
             }
         }
@@ -261,7 +286,8 @@ impl Reactor {
         if flags.contains(EpollFlags::EPOLLIN) {
             self.read(id);
         }
-        if flags.intersects(EpollFlags::EPOLLERR | EpollFlags::EPOLLHUP | EpollFlags::EPOLLRDHUP) {
+        let gone = EpollFlags::EPOLLERR | EpollFlags::EPOLLHUP | EpollFlags::EPOLLRDHUP;
+        if flags.intersects(gone) {
             // The kernel may be the first to lose patience.
             if flags.contains(EpollFlags::EPOLLERR) && self.table.get(id).is_some_and(|slot| slot.owing) {
                 metrics::dropped(drop_reason(DropReason::Slow));
@@ -332,5 +358,3 @@ impl Reactor {
 
 /// What is waited for of a connection that has everything.
 pub(super) const LISTENING: EpollFlags = EpollFlags::EPOLLIN.union(EpollFlags::EPOLLRDHUP);
-/// And of one that does not take everything.
-pub(super) const OWING: EpollFlags = LISTENING.union(EpollFlags::EPOLLOUT);

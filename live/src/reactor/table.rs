@@ -6,6 +6,7 @@ use std::net::TcpStream;
 pub(super) type SlotId = u32;
 
 #[derive(Debug, Default)]
+#[allow(clippy::struct_excessive_bools, reason = "each is one thing by itself, and a byte")]
 pub(super) struct Slot {
     /// None for a slot that is free.
     pub(super) stream: Option<TcpStream>,
@@ -18,6 +19,8 @@ pub(super) struct Slot {
     pub(super) owing: bool,
     /// It got something since the sweep came by.
     pub(super) heard: bool,
+    /// It got something that it has not confirmed.
+    pub(super) told: bool,
     /// It says goodbye once it has what it is owed.
     pub(super) leaving: bool,
     /// Sweeps since then.

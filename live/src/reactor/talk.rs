@@ -3,6 +3,7 @@
 use super::{
     Answer, Ask, Task, Who,
     deliver::Member,
+    guest::Guest,
     run::Reactor,
     table::{SlotId, Table},
 };
@@ -64,24 +65,27 @@ impl Talks {
         u32::try_from(self.all.len() - 1).unwrap_or(u32::MAX)
     }
 
-    pub(super) fn remove(&mut self, place: u32) {
-        if let Some(talk) = self.all.get_mut(place as usize) {
-            *talk = None;
+    pub(super) fn remove(&mut self, place: u32) -> Option<Talk> {
+        let removed = self.all.get_mut(place as usize).and_then(Option::take);
+        if removed.is_some() {
             self.free.push(place);
         }
         if self.free.len() == self.all.len() {
             // Gives memory back once nobody is there.
             *self = Self::default();
         }
+        removed
     }
 }
 
 /// One WebSocket. What most have nothing of most of the time is in `extra`.
 pub(super) struct Talk {
-    serial: u32,
+    pub(super) serial: u32,
     pub(super) follows: SmallVec<[Follows; INLINE]>,
-    extra: Option<Box<Extra>>,
-    holder: Arc<Holder>,
+    pub(super) extra: Option<Box<Extra>>,
+    /// Of a client of ours.
+    holder: Option<Arc<Holder>>,
+    pub(super) guest: Option<Box<Guest>>,
     allowance: u16,
     /// Seconds since the reactor began, when the allowance was looked at.
     looked: u32,
@@ -94,8 +98,8 @@ pub(super) struct Follows {
 }
 
 #[derive(Default)]
-struct Extra {
-    inbound: Inbound,
+pub(super) struct Extra {
+    pub(super) inbound: Inbound,
     /// In the order of asking.
     asked: Vec<Asked>,
     tasks: Vec<(Followed, Task)>,
@@ -127,23 +131,23 @@ impl Extra {
 }
 
 impl Talk {
-    pub(super) fn new(serial: u32, holder: Arc<Holder>) -> Self {
-        Self { serial, follows: SmallVec::new(), extra: None, holder, allowance: BURST, looked: 0 }
+    pub(super) fn new(serial: u32, holder: Option<Arc<Holder>>, guest: Option<Box<Guest>>) -> Self {
+        Self { serial, follows: SmallVec::new(), extra: None, holder, guest, allowance: BURST, looked: 0 }
     }
 
-    fn extra(&mut self) -> &mut Extra {
+    pub(super) fn extra(&mut self) -> &mut Extra {
         self.extra.get_or_insert_default()
     }
 
     /// Gives memory back that is not needed.
-    fn tidy(&mut self) {
+    pub(super) fn tidy(&mut self) {
         if self.extra.as_ref().is_some_and(|extra| extra.is_empty()) {
             self.extra = None;
         }
     }
 
     /// Whether the client may say one thing more.
-    fn may_speak(&mut self, now_s: u32) -> bool {
+    pub(super) fn may_speak(&mut self, now_s: u32) -> bool {
         let more = u64::from(now_s.saturating_sub(self.looked)) * PER_SECOND;
         self.looked = now_s;
         self.allowance = u16::try_from(more).unwrap_or(BURST).saturating_add(self.allowance).min(BURST);
@@ -160,6 +164,9 @@ impl Talk {
 
 impl Reactor {
     pub(super) fn hear(&mut self, id: SlotId, bytes: &[u8]) {
+        if self.is_guest(id) {
+            return self.hear_guest(id, bytes);
+        }
         let Some(talk) = self.talks.get_mut(&self.table, id) else { return };
         talk.extra().inbound.feed(bytes);
         loop {
@@ -170,6 +177,7 @@ impl Reactor {
                 Err(Fault { code, reason }) => return self.hang_up(id, code, reason),
             };
             let now_s = u32::try_from(self.began.elapsed().as_secs()).unwrap_or(u32::MAX);
+            let Some(talk) = self.talks.get_mut(&self.table, id) else { return };
             if !talk.may_speak(now_s) {
                 metrics::dropped("talkative");
                 return self.hang_up(id, POLICY, "too many messages");
@@ -221,7 +229,8 @@ impl Reactor {
         if talk.topics() >= MAX_TOPICS {
             return Err(format!("at most {MAX_TOPICS} topics on one connection"));
         }
-        talk.holder.subscribe(topic).map_err(|denied| denied.to_string())?;
+        let Some(holder) = &talk.holder else { return Ok(()) };
+        holder.subscribe(topic).map_err(|denied| denied.to_string())?;
         self.serial = self.serial.wrapping_add(1);
         let asked = Asked {
             number: self.serial,
@@ -295,11 +304,23 @@ impl Reactor {
 
     /// What came of something that a connection asked for; it may have gone, or not want it any more.
     pub(super) fn answered(&mut self, who: Who, answer: Answer) {
+        let answer = match answer {
+            Answer::Push(bytes) => return self.push(who, bytes),
+            Answer::Done => return self.is_done(who),
+            answer => answer,
+        };
         let Some(talk) = self.talks.get_mut(&self.table, who.slot).filter(|talk| talk.serial == who.serial)
         else {
             return;
         };
         let id = who.slot;
+        let answer = match answer {
+            Answer::Follow { member, cursor } => return self.follow(id, member, cursor),
+            Answer::Unfollow(channel) => return self.unfollow(id, channel),
+            Answer::Speak(ids) => return self.speak(id, ids),
+            Answer::HangUp { code, reason } => return self.hang_up(id, code, reason),
+            answer => answer,
+        };
         let extra = talk.extra();
         let asked = extra.asked.iter().position(|asked| asked.number == who.ask);
         let asked = asked.and_then(|place| extra.asked.remove(place).topic);
@@ -337,12 +358,20 @@ impl Reactor {
     ) {
         let sources = [Source::of_topic(topic)];
         let position = mark.position(&sources);
-        debug_assert_eq!(member.reactor, self.number, "the hub counts it for another one");
         let Some(dialect) = self.table.get(id).map(|slot| slot.dialect) else { return };
         self.say(id, dialect.say(Said::Subscribed(topic, &position)), None);
         if let Some(reason) = reset {
             self.say(id, dialect.say(Said::Reset(topic, &position, reason)), None);
         }
+        self.enlist(id, member, cursor);
+        if self.table.get(id).is_some_and(|slot| !slot.owing) {
+            self.go_on(id);
+        }
+    }
+
+    /// A connection follows one channel more.
+    pub(super) fn enlist(&mut self, id: SlotId, member: hub::Member, cursor: u32) {
+        debug_assert_eq!(member.reactor, self.number, "the hub counts it for another one");
         let channel = member.channel;
         let Some(talk) = self.talks.get_mut(&self.table, id) else { return };
         let members = self.members.entry(channel).or_default();
@@ -350,9 +379,11 @@ impl Reactor {
         members.push(Member { slot: id, cursor });
         talk.follows.push(Follows { channel, place });
         member.keep();
-        if self.table.get(id).is_some_and(|slot| !slot.owing) {
-            self.go_on(id);
-        }
+    }
+
+    /// Whether it is a client of CBOR.
+    pub(super) fn is_guest(&mut self, id: SlotId) -> bool {
+        self.table.get(id).is_some_and(|slot| slot.dialect.is_guest())
     }
 
     /// A whole message, now or behind what the connection is owed.
@@ -408,8 +439,20 @@ impl Reactor {
 
     /// A sign of life for a WebSocket, with how far all its channels are; nothing where it does not have everything yet.
     pub(super) fn sign_of_life(&self, id: SlotId, dialect: Dialect) -> Option<Bytes> {
+        let mark = self.heads(id)?;
         let talk = self.talks.get(&self.table, id)?;
-        let mark = self.hub.channels(|channels, mark| {
+        let position = mark.position(&[Source::Events, Source::Topics]);
+        // What a task reads may be further back, and what is asked for is nowhere yet.
+        let elsewhere =
+            talk.extra.as_ref().is_some_and(|extra| !extra.asked.is_empty() || !extra.tasks.is_empty());
+        let says_all = !talk.follows.is_empty() && !elsewhere;
+        Some(dialect.alive(says_all.then_some(&position)))
+    }
+
+    /// How far the streams are, if a WebSocket has everything of all its channels.
+    pub(super) fn heads(&self, id: SlotId) -> Option<Mark> {
+        let talk = self.talks.get(&self.table, id)?;
+        self.hub.channels(|channels, mark| {
             for follows in &talk.follows {
                 let member = self.members.get(&follows.channel)?.get(follows.place as usize)?;
                 let channel = channels.get(follows.channel).filter(|channel| !channel.broken)?;
@@ -418,12 +461,6 @@ impl Reactor {
                 }
             }
             Some(mark)
-        })?;
-        let position = mark.position(&[Source::Events, Source::Topics]);
-        // What a task reads may be further back, and what is asked for is nowhere yet.
-        let elsewhere =
-            talk.extra.as_ref().is_some_and(|extra| !extra.asked.is_empty() || !extra.tasks.is_empty());
-        let says_all = !talk.follows.is_empty() && !elsewhere;
-        Some(dialect.alive(says_all.then_some(&position)))
+        })
     }
 }

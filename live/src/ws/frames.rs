@@ -88,7 +88,7 @@ enum Framed {
 
 impl Inbound {
     pub fn is_empty(&self) -> bool {
-        self.bytes.is_empty() && self.message.is_none()
+        self.bytes.is_empty() && self.message.is_none() && self.skip.is_none() && !self.too_big
     }
 
     pub fn feed(&mut self, bytes: &[u8]) {

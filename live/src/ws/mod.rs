@@ -58,11 +58,16 @@ async fn open(
         let kind = Kind::WebSocket { reactor, holder, early };
         reactors.park(Parking { stream, seat, dialect: Dialect::NativeSocket, owed: head, kind });
     });
+    switch(&key, take_over)
+}
+
+/// The answer to a handshake with this key.
+pub(crate) fn switch(key: &HeaderValue, take_over: TakeOver) -> Result<Response, Problem> {
     let mut response = StatusCode::SWITCHING_PROTOCOLS.into_response();
     for (name, value) in [
         (header::CONNECTION, HeaderValue::from_static("Upgrade")),
         (header::UPGRADE, HeaderValue::from_static("websocket")),
-        (header::SEC_WEBSOCKET_ACCEPT, accept(&key)?),
+        (header::SEC_WEBSOCKET_ACCEPT, accept(key)?),
     ] {
         response.headers_mut().insert(name, value);
     }
@@ -71,7 +76,7 @@ async fn open(
 }
 
 /// The client's key; none if it did not ask for a WebSocket of our version.
-fn handshake(version: Version, headers: &HeaderMap) -> Result<Option<HeaderValue>, Problem> {
+pub(crate) fn handshake(version: Version, headers: &HeaderMap) -> Result<Option<HeaderValue>, Problem> {
     let has = |name: HeaderName, token: &str| {
         let values = headers.get_all(name);
         let mut tokens =

@@ -759,6 +759,6 @@ if __name__ == "__main__":
     BASE = sys.argv[2].rstrip("/")
     try:
         sys.exit(0 if {"conformance": conformance, "survive": survive}[sys.argv[1]]() else 1)
-    except Failed as failure:
-        print(f"FAIL {failure}", flush=True)
+    except Exception as failure:
+        print(f"FAIL {failure if isinstance(failure, Failed) else repr(failure)}", flush=True)
         sys.exit(1)

@@ -8,8 +8,8 @@ use cratemill_protocol::{
     bus::{
         Assigned, AssignedJob, BuildRequest, BuilderState, ClientClass, DomainEvent, DownloadBatch,
         DownloadCount, EventMessage, Install, JobChanged, LogBody, LogMessage, NodeMessage, OutcomeBatch,
-        OutcomeMessage, RefreshReply, RefreshRequest, RequestBatch, TimelineEvent, TopicMessage, VersionChange,
-        VersionChanged, decode, encode,
+        OutcomeMessage, RefreshReply, RefreshRequest, RequestBatch, TimelineEvent, TopicMessage,
+        VersionChange, VersionChanged, decode, encode,
     },
     job::Timings,
 };

@@ -1,0 +1,253 @@
+//! What clients ask for, one thing after the other. Publications that follow each other are on their way together.
+
+use super::{
+    Cbor, Session, keep, log,
+    work::{command, follow, push, refuse},
+};
+use crate::{
+    dialects::cbor::{Code, Command, Parsed, Refusal},
+    metrics,
+    reactor::{Answer, Said, Who},
+    ws::frames::POLICY,
+};
+use cratemill_protocol::{SubscriptionId, publication::Nonce, subjects};
+use cratemill_service::bus::{Error, Numbered};
+use cratemill_store::{
+    patience::in_time,
+    pubsub::members::{self, Joined},
+};
+use std::{collections::HashMap, sync::Arc, time::Duration};
+use uuid::Uuid;
+
+/// Subscriptions of one session.
+const MAX_SUBSCRIPTIONS: i64 = 1_000;
+/// How long the bus may take: longer than it takes to come back after a restart.
+const BUS_PATIENCE: Duration = Duration::from_secs(20);
+/// Publications of one client that are on their way together.
+const TOGETHER: usize = 64;
+
+type Why = (Code, String);
+
+fn away(error: &cratemill_store::Error) -> Why {
+    tracing::warn!(%error, "a command has no answer of the database");
+    (Code::Unavailable, "the database is away, try again".into())
+}
+
+pub(super) async fn run(cbor: &Arc<Cbor>, who: Who, session: &Arc<Session>, messages: Vec<Said>) {
+    let mut publications = Vec::new();
+    for said in messages {
+        let parsed = command(said, cbor.most);
+        if let Ok(Parsed { command: Command::SubmitPublication(subscription, data), ids, data: form }) =
+            parsed
+        {
+            note_forms(cbor, who, session, ids, form);
+            publications.push((subscription, data));
+            if publications.len() >= TOGETHER {
+                publish(cbor, who, session, &mut publications).await;
+            }
+            continue;
+        }
+        publish(cbor, who, session, &mut publications).await;
+        match parsed {
+            Ok(Parsed { command, ids, data }) => {
+                note_forms(cbor, who, session, ids, data);
+                let about = about(&command);
+                if let Err((code, message)) = one(cbor, who, session, command).await {
+                    refuse(cbor, who, session, code, &message, Some(about));
+                }
+            }
+            Err(Refusal { code, message, about, ids }) => {
+                if about.is_some() {
+                    note_forms(cbor, who, session, ids, None);
+                }
+                refuse(cbor, who, session, code, &message, about);
+            }
+        }
+    }
+    publish(cbor, who, session, &mut publications).await;
+}
+
+/// A client is answered as it writes.
+fn note_forms(
+    cbor: &Cbor,
+    who: Who,
+    session: &Session,
+    ids: crate::dialects::cbor::IdForm,
+    data: Option<crate::dialects::cbor::DataForm>,
+) {
+    let mut state = session.state();
+    if let Some(data) = data {
+        state.data = data;
+    }
+    if std::mem::replace(&mut state.ids, ids) != ids {
+        drop(state);
+        cbor.gateway.reactors.answer(who, Answer::Speak(ids));
+    }
+}
+
+fn about(command: &Command) -> Uuid {
+    match command {
+        Command::GetLogIndex(id)
+        | Command::GetLogEntries(id, _)
+        | Command::Subscribe(id)
+        | Command::SubscribeQueue(id, _)
+        | Command::Unsubscribe(id)
+        | Command::SubmitPublication(id, _) => id.0,
+        Command::Ack(id) => *id,
+    }
+}
+
+async fn one(cbor: &Arc<Cbor>, who: Who, session: &Arc<Session>, command: Command) -> Result<(), Why> {
+    match command {
+        Command::Subscribe(subscription) => subscribe(cbor, who, session, subscription, "").await,
+        Command::SubscribeQueue(subscription, group) => {
+            subscribe(cbor, who, session, subscription, &group).await
+        }
+        Command::Unsubscribe(subscription) => unsubscribe(cbor, who, session, subscription).await,
+        Command::GetLogIndex(id) => {
+            let index = log::index(cbor, session, id).await?;
+            push(cbor, who, &index);
+            Ok(())
+        }
+        Command::GetLogEntries(id, entries) => log::entries(cbor, who, session, id, &entries).await,
+        Command::Ack(publication) => cbor.queues.ack(cbor, session, publication).await,
+        // These go together, before.
+        Command::SubmitPublication(..) => Ok(()),
+    }
+}
+
+async fn subscribe(
+    cbor: &Arc<Cbor>,
+    who: Who,
+    session: &Arc<Session>,
+    subscription: SubscriptionId,
+    group: &str,
+) -> Result<(), Why> {
+    let Some(now) = cbor.gateway.hub.mark().map(|mark| mark.pubsub) else {
+        return Err((Code::Unavailable, "the bus is away, try again".into()));
+    };
+    let joined = async {
+        let mut tx = cbor.pool.begin().await?;
+        let own = (session.id, session.epoch);
+        let joined =
+            members::join(&mut tx, own, subscription, group, keep::signed(now), MAX_SUBSCRIPTIONS).await?;
+        tx.commit().await?;
+        Ok::<_, cratemill_store::Error>(joined)
+    };
+    match in_time(joined).await.map_err(|error| away(&error))? {
+        Joined::Done if group.is_empty() => {
+            if follow(cbor, who, session, subscription, now).await {
+                Ok(())
+            } else {
+                Err((Code::Unavailable, "the subscription is there, and follows once you come back".into()))
+            }
+        }
+        Joined::Done => {
+            cbor.queues.join(session, who, subscription, group, keep::signed(now)).await;
+            Ok(())
+        }
+        Joined::Before(_) => Ok(()),
+        Joined::TooMany => Err((Code::TooMany, format!("at most {MAX_SUBSCRIPTIONS} subscriptions"))),
+        Joined::Superseded => {
+            superseded(cbor, who);
+            Ok(())
+        }
+    }
+}
+
+fn superseded(cbor: &Cbor, who: Who) {
+    let answer = Answer::HangUp { code: POLICY, reason: "another connection has this session" };
+    cbor.gateway.reactors.answer(who, answer);
+}
+
+async fn unsubscribe(
+    cbor: &Arc<Cbor>,
+    who: Who,
+    session: &Arc<Session>,
+    subscription: SubscriptionId,
+) -> Result<(), Why> {
+    let left = async {
+        let mut tx = cbor.pool.begin().await?;
+        let left = members::leave(&mut tx, session.id, subscription).await?;
+        tx.commit().await?;
+        Ok::<_, cratemill_store::Error>(left)
+    };
+    let Some(left) = in_time(left).await.map_err(|error| away(&error))? else {
+        return Err((Code::UnknownSubscription, "not subscribed".into()));
+    };
+    let followed = {
+        let mut state = session.state();
+        let place = state.follows.iter().position(|(followed, _)| *followed == subscription);
+        place.map(|place| state.follows.swap_remove(place).1)
+    };
+    if let Some(channel) = followed {
+        cbor.gateway.reactors.answer(who, Answer::Unfollow(channel));
+    }
+    cbor.queues.leave(session, subscription);
+    for left in left {
+        cbor.queues.remove(&left).await;
+    }
+    Ok(())
+}
+
+/// In their order: they go over one connection to the bus, one behind the other.
+async fn publish(
+    cbor: &Arc<Cbor>,
+    who: Who,
+    session: &Arc<Session>,
+    publications: &mut Vec<(SubscriptionId, Vec<u8>)>,
+) {
+    if publications.is_empty() {
+        return;
+    }
+    let mut known = HashMap::new();
+    let mut sent = Vec::new();
+    for (subscription, data) in publications.drain(..) {
+        let exists = match known.get(&subscription) {
+            Some(exists) => Ok(*exists),
+            None => exists(cbor, subscription).await,
+        };
+        let why = match exists {
+            Ok(exists) => {
+                known.insert(subscription, exists);
+                (Code::UnknownSubscription, "nobody subscribes to it".to_owned())
+            }
+            Err(why) => why,
+        };
+        if known.get(&subscription) == Some(&true) {
+            sent.push((subscription, data));
+        } else {
+            refuse(cbor, who, session, why.0, &why.1, Some(subscription.0));
+        }
+    }
+    let (subscriptions, messages): (Vec<_>, Vec<_>) = sent
+        .into_iter()
+        .map(|(subscription, data)| {
+            let id = Nonce(rand::random()).to_string();
+            (subscription, (subjects::publications(subscription), Numbered { id, payload: data.into() }))
+        })
+        .unzip();
+    let stored = cbor.gateway.bus.store_in_order(messages, BUS_PATIENCE).await;
+    for (subscription, stored) in subscriptions.into_iter().zip(stored) {
+        let (code, message) = match stored {
+            Ok(stored) => {
+                metrics::published(stored.duplicate);
+                continue;
+            }
+            Err(Error::Refused(why)) => {
+                tracing::warn!(%subscription, why, "the bus refused a publication");
+                (Code::Unavailable, "there is no room for it")
+            }
+            Err(Error::Unavailable(why)) => {
+                tracing::warn!(%subscription, why, "a publication is not stored");
+                (Code::Unavailable, "the bus did not take it in time, try again")
+            }
+        };
+        refuse(cbor, who, session, code, message, Some(subscription.0));
+    }
+}
+
+async fn exists(cbor: &Cbor, subscription: SubscriptionId) -> Result<bool, Why> {
+    let exists = async { members::exists(&mut *cbor.pool.acquire().await?, subscription).await };
+    in_time(exists).await.map_err(|error| away(&error))
+}

@@ -1,0 +1,89 @@
+//! What is kept of sessions: how far their clients are, and that they are there at all.
+
+use super::{Cbor, Session};
+use cratemill_service::outage::Outage;
+use cratemill_store::{patience::in_time, pubsub::sessions};
+use std::{sync::Arc, time::Duration};
+use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio_util::sync::CancellationToken;
+
+/// A node that dies has its clients get again what they took in since the last time.
+const NOTE_EVERY: Duration = Duration::from_secs(1);
+/// Notes between two looks for sessions that nobody came back to.
+const FORGET_EVERY: u32 = 600;
+/// Of those at once.
+const FORGET: i64 = 100;
+/// How often the end of a connection is tried to be noted. If it never is, the next one waits for this node in vain.
+const TRIES: usize = 3;
+
+pub(super) async fn run(cbor: Arc<Cbor>, shutdown: CancellationToken) {
+    let mut outage = Outage::new("noting how far sessions are");
+    let mut every = interval(NOTE_EVERY);
+    every.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    // Not all nodes at once.
+    let mut ticks: u32 = rand::random_range(0..FORGET_EVERY);
+    loop {
+        tokio::select! {
+            _ = every.tick() => {}
+            () = shutdown.cancelled() => return,
+        }
+        let noted = note(&cbor).await;
+        ticks += 1;
+        let forgotten = if ticks >= FORGET_EVERY {
+            ticks = 0;
+            forget(&cbor).await
+        } else {
+            Ok(())
+        };
+        match noted.and(forgotten) {
+            Ok(()) => drop(outage.over()),
+            Err(error) => sleep(outage.failed(error)).await,
+        }
+    }
+}
+
+async fn note(cbor: &Cbor) -> cratemill_store::Result<()> {
+    let news: Vec<_> =
+        cbor.sessions.list().into_iter().filter_map(|session| Some((session.news()?, session))).collect();
+    if news.is_empty() {
+        return Ok(());
+    }
+    let rows: Vec<_> =
+        news.iter().map(|(confirmed, session)| (session.id, session.epoch, signed(*confirmed))).collect();
+    let noted = async { sessions::confirm(&mut *cbor.pool.acquire().await?, &rows).await };
+    in_time(noted).await.inspect_err(|_| news.iter().for_each(|(_, session)| session.is_not_noted()))
+}
+
+/// Its connection has ended.
+pub(super) async fn detach(cbor: &Cbor, session: &Arc<Session>) {
+    for _ in 0..TRIES {
+        let detached = async {
+            let mut conn = cbor.pool.acquire().await?;
+            sessions::detach(&mut conn, session.id, session.epoch, signed(session.confirmed())).await
+        };
+        match in_time(detached).await {
+            Ok(()) => break,
+            Err(error) => tracing::warn!(session = %session.id, %error, "a session's end is not noted yet"),
+        }
+    }
+    cbor.queues.leave_all(session);
+    cbor.sessions.remove(session);
+}
+
+async fn forget(cbor: &Cbor) -> cratemill_store::Result<()> {
+    let forgotten = async {
+        let mut tx = cbor.pool.begin().await?;
+        let left = sessions::forget(&mut tx, cbor.kept, FORGET).await?;
+        tx.commit().await?;
+        Ok::<_, cratemill_store::Error>(left)
+    };
+    for left in in_time(forgotten).await? {
+        cbor.queues.remove(&left).await;
+    }
+    Ok(())
+}
+
+/// A stream does not get that far.
+pub(super) fn signed(sequence: u64) -> i64 {
+    i64::try_from(sequence).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,393 @@
+//! Clients of CBOR: what they say is done by tasks, one message after the other, and what they have is known from their
+//! pongs.
+//!
+//! ```text
+//! messages -> waiting -> Order, as many as wait -> a task -> Answers -> Ready -> the next that wait
+//!               | too many: the socket is not read, and its sender waits
+//! Issues are written -> ping, once nothing is left to write -> pong: the client has all of them
+//! ```
+//! Who closes its connection has said something before: that is done all the same.
+
+use super::{
+    Who,
+    run::{LISTENING, Reactor},
+    table::SlotId,
+    talk::Talk,
+};
+use crate::{
+    cbor::Session,
+    dialects::{Dialect, cbor::IdForm},
+    engine::{Source, channel::ChannelId, hub},
+    metrics,
+    ws::frames::{self, Fault, Incoming, POLICY, Rules, TRY_AGAIN},
+};
+use bytes::Bytes;
+use nix::sys::epoll::EpollEvent;
+use std::{collections::VecDeque, sync::Arc};
+
+/// Messages that wait before the socket is not read any more,
+const MAX_WAITING: usize = 256;
+/// and their bytes.
+const MAX_WAITING_BYTES: usize = 256 * 1024;
+/// All that all clients of a node have said and that is not done, half messages too.
+const INBOUND_BYTES: usize = 256 << 20;
+/// What a client may have said of that at any time.
+const SMALL_BYTES: usize = 64 * 1024;
+/// A client that says nothing for so long is gone. It answers pings.
+const SILENCE_S: u32 = 10;
+/// A ping at least so often.
+const PING_EVERY_S: u32 = 5;
+/// A message may take so long to come.
+const MESSAGE_S: u32 = 120;
+
+/// What is to be done for a client.
+#[derive(Debug)]
+pub struct Order {
+    pub who: Who,
+    pub session: Arc<Session>,
+    pub what: Todo,
+}
+
+#[derive(Debug)]
+pub enum Todo {
+    /// Its connection is here: what it is subscribed to is to be followed.
+    Open,
+    Messages(Vec<Said>),
+    /// It has gone, and all it said is done.
+    Closed,
+}
+
+/// What a client said.
+#[derive(Debug)]
+pub enum Said {
+    Command(Vec<u8>),
+    Text,
+    TooBig,
+}
+
+impl Said {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Command(bytes) => bytes.len(),
+            Self::Text | Self::TooBig => 0,
+        }
+    }
+}
+
+pub(super) struct Guest {
+    session: Arc<Session>,
+    waiting: VecDeque<Said>,
+    waiting_bytes: usize,
+    /// What it has said, as it is counted among that of all.
+    counted: usize,
+    /// Somebody does what it said.
+    busy: bool,
+    paused: bool,
+    /// It said goodbye: so it is answered when all is done.
+    goodbye: Option<Goodbye>,
+    /// Seconds of the reactor: when it said something,
+    heard_s: u32,
+    /// when it got a ping,
+    pinged_s: u32,
+    /// and since when it is in the middle of a message.
+    half_since_s: Option<u32>,
+    /// Pings that it did not answer.
+    pings: u8,
+    /// With the first of them it had everything up to there.
+    pinged_at: Option<u64>,
+}
+
+/// With a code, or without.
+#[derive(Debug, Clone, Copy)]
+struct Goodbye(Option<u16>);
+
+impl Guest {
+    pub(super) fn new(session: Arc<Session>, now_s: u32) -> Self {
+        Self {
+            session,
+            waiting: VecDeque::new(),
+            waiting_bytes: 0,
+            counted: 0,
+            busy: true,
+            paused: false,
+            goodbye: None,
+            heard_s: now_s,
+            pinged_s: now_s,
+            half_since_s: None,
+            pings: 0,
+            pinged_at: None,
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        self.waiting.len() >= MAX_WAITING || self.waiting_bytes >= MAX_WAITING_BYTES
+    }
+
+    /// The first of the pings that are out is answered: pongs come in their order, behind all that was written before.
+    fn answered(&mut self) {
+        if let Some(sequence) = self.pinged_at.take() {
+            self.session.confirm(sequence);
+        }
+        self.pings = self.pings.saturating_sub(1);
+    }
+
+    /// What waits, for a task.
+    fn take(&mut self) -> Vec<Said> {
+        self.waiting_bytes = 0;
+        let all = self.waiting.drain(..).collect();
+        self.waiting = VecDeque::new();
+        all
+    }
+}
+
+impl Reactor {
+    pub(super) fn now_s(&self) -> u32 {
+        u32::try_from(self.began.elapsed().as_secs()).unwrap_or(u32::MAX)
+    }
+
+    fn guest(&mut self, id: SlotId) -> Option<&mut Guest> {
+        self.talks.get_mut(&self.table, id)?.guest.as_deref_mut()
+    }
+
+    fn order(&mut self, id: SlotId, what: Todo) {
+        let Some(talk) = self.talks.get(&self.table, id) else { return };
+        let Some(guest) = &talk.guest else { return };
+        let who = Who { reactor: self.number, slot: id, serial: talk.serial, ask: 0 };
+        // Whoever takes them ends with the process.
+        let _ = self.orders.send(Order { who, session: Arc::clone(&guest.session), what });
+    }
+
+    /// The connection is here.
+    pub(super) fn open_guest(&mut self, id: SlotId) {
+        self.order(id, Todo::Open);
+    }
+
+    pub(super) fn hear_guest(&mut self, id: SlotId, bytes: &[u8]) {
+        let (now_s, rules) = (self.now_s(), self.rules);
+        let Some(talk) = self.talks.get_mut(&self.table, id) else { return };
+        if let Some(guest) = &mut talk.guest {
+            guest.heard_s = now_s;
+        }
+        talk.extra().inbound.feed(bytes);
+        loop {
+            let Some(talk) = self.talks.get_mut(&self.table, id) else { return };
+            match talk.extra().inbound.pop(&rules) {
+                Ok(None) => break,
+                Ok(Some(incoming)) => self.heard(id, incoming, now_s),
+                Err(Fault { code, reason }) => return self.hang_up(id, code, reason),
+            }
+        }
+        self.count_guest(id, now_s);
+        self.hand_out(id);
+    }
+
+    fn heard(&mut self, id: SlotId, incoming: Incoming, now_s: u32) {
+        let Some(talk) = self.talks.get_mut(&self.table, id) else { return };
+        let is_ping = matches!(incoming, Incoming::Ping(_));
+        if is_ping && !talk.may_speak(now_s) {
+            metrics::dropped("talkative");
+            return self.hang_up(id, POLICY, "too many pings");
+        }
+        let Some(guest) = &mut talk.guest else { return };
+        // What comes behind a goodbye is nothing.
+        if guest.goodbye.is_some() {
+            return;
+        }
+        let said = match incoming {
+            Incoming::Binary(bytes) => Said::Command(bytes),
+            Incoming::Text(_) => Said::Text,
+            Incoming::TooBig => Said::TooBig,
+            Incoming::Ping(payload) => return self.say(id, frames::pong(payload), None),
+            Incoming::Pong => return guest.answered(),
+            Incoming::Close(code) => {
+                guest.goodbye = Some(Goodbye(code));
+                return;
+            }
+        };
+        guest.waiting_bytes += said.bytes();
+        guest.waiting.push_back(said);
+    }
+
+    /// What it has said counts among what all have.
+    fn count_guest(&mut self, id: SlotId, now_s: u32) {
+        let Some(talk) = self.talks.get_mut(&self.table, id) else { return };
+        let half = talk.extra.as_ref().map_or(0, |extra| extra.inbound.len());
+        let Some(guest) = &mut talk.guest else { return };
+        guest.half_since_s = if half > 0 { guest.half_since_s.or(Some(now_s)) } else { None };
+        let (was, is) = (guest.counted, half + guest.waiting_bytes);
+        guest.counted = is;
+        self.inbound_bytes = self.inbound_bytes + is - was;
+        talk.tidy();
+        if is > SMALL_BYTES && is > was && self.inbound_bytes > INBOUND_BYTES / self.reactors {
+            metrics::dropped("busy");
+            self.hang_up(id, TRY_AGAIN, "this node has too much to do, try again");
+        }
+    }
+
+    /// To a task, if none is at it; else its socket is not read where too much waits.
+    fn hand_out(&mut self, id: SlotId) {
+        let Some(guest) = self.guest(id) else { return };
+        if !guest.busy && !guest.waiting.is_empty() {
+            guest.busy = true;
+            let messages = guest.take();
+            self.order(id, Todo::Messages(messages));
+        }
+        let Some(guest) = self.guest(id) else { return };
+        if let Some(Goodbye(code)) = guest.goodbye.filter(|_| !guest.busy) {
+            let answer = code.map_or_else(frames::close_without_code, |code| frames::close(code, ""));
+            // It reads until this comes, so that it has what was written before.
+            if let Some(sequence) = self.written(id) {
+                self.confirm(id, sequence);
+            }
+            return self.goodbye(id, &answer);
+        }
+        let paused = guest.is_full();
+        if std::mem::replace(&mut guest.paused, paused) != paused {
+            self.listen(id);
+        }
+    }
+
+    /// All it said is done.
+    pub(super) fn is_done(&mut self, who: Who) {
+        if let Some(mut guest) = self.departed.remove(&who.serial) {
+            if guest.waiting.is_empty() {
+                return self.see_off(who, &guest);
+            }
+            let (session, what) = (Arc::clone(&guest.session), Todo::Messages(guest.take()));
+            let _ = self.orders.send(Order { who, session, what });
+            self.departed.insert(who.serial, guest);
+            return;
+        }
+        if let Some(guest) = self.guest(who.slot) {
+            guest.busy = false;
+        }
+        let now_s = self.now_s();
+        self.count_guest(who.slot, now_s);
+        self.hand_out(who.slot);
+    }
+
+    fn see_off(&mut self, who: Who, guest: &Guest) {
+        let _ = self.orders.send(Order { who, session: Arc::clone(&guest.session), what: Todo::Closed });
+    }
+
+    /// Its connection has ended: once what it said is done, so has it.
+    pub(super) fn depart(&mut self, slot: SlotId, talk: &mut Talk) {
+        let Some(guest) = talk.guest.take() else { return };
+        self.inbound_bytes -= guest.counted;
+        let who = Who { reactor: self.number, slot, serial: talk.serial, ask: 0 };
+        if guest.busy {
+            self.departed.insert(talk.serial, guest);
+        } else {
+            self.see_off(who, &guest);
+        }
+    }
+
+    /// Another connection gets what comes from `cursor` on.
+    pub(super) fn follow(&mut self, id: SlotId, member: hub::Member, cursor: u32) {
+        self.enlist(id, member, cursor);
+        if self.table.get(id).is_some_and(|slot| !slot.owing) {
+            self.go_on(id);
+        }
+    }
+
+    pub(super) fn unfollow(&mut self, id: SlotId, channel: ChannelId) {
+        let Some(talk) = self.talks.get_mut(&self.table, id) else { return };
+        let Some(place) = talk.follows.iter().position(|follows| follows.channel == channel) else { return };
+        let follows = talk.follows.remove(place);
+        self.leave(follows.channel, follows.place);
+    }
+
+    pub(super) fn speak(&mut self, id: SlotId, ids: IdForm) {
+        if let Some(slot) = self.table.get(id) {
+            slot.dialect = Dialect::Cbor(ids);
+        }
+    }
+
+    /// Where all that it follows is written up to, if that is so.
+    fn written(&mut self, id: SlotId) -> Option<u64> {
+        if self.table.get(id).is_none_or(|slot| slot.owing) {
+            return None;
+        }
+        Some(self.heads(id)?.get(Source::Pubsub))
+    }
+
+    fn confirm(&mut self, id: SlotId, sequence: u64) {
+        if let Some(guest) = self.guest(id) {
+            guest.session.confirm(sequence);
+        }
+    }
+
+    /// Once a second.
+    pub(super) fn look_after_guest(&mut self, id: SlotId) {
+        let now_s = self.now_s();
+        let Some(slot) = self.table.get(id) else { return };
+        let (owing, told) = (slot.owing, slot.told);
+        let Some(guest) = self.guest(id) else { return };
+        if now_s.saturating_sub(guest.heard_s) >= SILENCE_S && !guest.paused {
+            metrics::dropped("silent");
+            return self.hang_up(id, POLICY, "no pong for ten seconds");
+        }
+        if guest.half_since_s.is_some_and(|since| now_s.saturating_sub(since) >= MESSAGE_S) {
+            return self.hang_up(id, POLICY, "a message takes too long");
+        }
+        let regular = now_s.saturating_sub(guest.pinged_s) >= PING_EVERY_S;
+        if owing || !(regular || (told && guest.pings == 0)) {
+            return;
+        }
+        // The client answered, but not each ping by itself.
+        let answers = guest.heard_s > guest.pinged_s;
+        if regular && answers {
+            (guest.pings, guest.pinged_at) = (0, None);
+        }
+        guest.pinged_s = now_s;
+        let is_first = guest.pings == 0;
+        guest.pings = guest.pings.saturating_add(1);
+        if is_first {
+            let written = self.written(id);
+            if let Some(guest) = self.guest(id) {
+                guest.pinged_at = written;
+            }
+            if let Some(slot) = self.table.get(id) {
+                slot.told = written.is_none() && told;
+            }
+        }
+        self.give(id, &frames::ping());
+    }
+
+    /// What is waited for at a socket that has everything.
+    pub(super) fn listen(&mut self, id: SlotId) {
+        let paused = self.guest(id).is_some_and(|guest| guest.paused);
+        let is_guest = self.guest(id).is_some();
+        let mut flags = LISTENING;
+        if is_guest {
+            // What it said before it went is read first.
+            flags.remove(nix::sys::epoll::EpollFlags::EPOLLRDHUP);
+        }
+        if paused {
+            flags.remove(nix::sys::epoll::EpollFlags::EPOLLIN);
+        }
+        let Some(slot) = self.table.get(id) else { return };
+        if slot.owing {
+            flags.insert(nix::sys::epoll::EpollFlags::EPOLLOUT);
+        }
+        if let Some(stream) = &slot.stream {
+            // If it fails, the sweep ends the connection.
+            let _ = self.epoll.modify(stream, &mut EpollEvent::new(flags, id.into()));
+        }
+    }
+
+    /// Whole messages for a client, now or behind what it is owed.
+    pub(super) fn push(&mut self, who: Who, bytes: Bytes) {
+        if self.talks.get(&self.table, who.slot).is_some_and(|talk| talk.serial == who.serial) {
+            if let Some(slot) = self.table.get(who.slot) {
+                slot.told = true;
+            }
+            self.say(who.slot, bytes, None);
+        }
+    }
+}
+
+/// As the operator says.
+pub fn rules(max_message: usize) -> Rules {
+    Rules { max_message, max_frames: 4_096, binary: true }
+}
