@@ -244,7 +244,7 @@ impl Cluster {
                     ]);
                 }
                 Role::Live => set.extend([
-                    ("DIALECTS", "native,events".to_owned()),
+                    ("DIALECTS", "native,events,cbor".to_owned()),
                     ("LIVE_TOKEN_SECRET", live_token_secret.clone()),
                     ("EVENTS_SECRET", events_secret.clone()),
                     // Of pages that people try it with.

@@ -6,6 +6,7 @@ use super::{
 };
 use crate::{
     dialects::cbor::{Code, Command, Parsed, Refusal},
+    engine::{Source, replay::bounds},
     metrics,
     reactor::{Answer, Said, Who},
     ws::frames::POLICY,
@@ -17,18 +18,21 @@ use cratemill_store::{
     pubsub::members::{self, Joined},
 };
 use std::{collections::HashMap, sync::Arc, time::Duration};
+use tokio::time::timeout;
 use uuid::Uuid;
 
 /// Subscriptions of one session.
 const MAX_SUBSCRIPTIONS: i64 = 1_000;
 /// How long the bus may take: longer than it takes to come back after a restart.
 const BUS_PATIENCE: Duration = Duration::from_secs(20);
+/// Where the stream is.
+const ANSWER: Duration = Duration::from_secs(5);
 /// Publications of one client that are on their way together.
 const TOGETHER: usize = 64;
 
 type Why = (Code, String);
 
-fn away(error: &cratemill_store::Error) -> Why {
+fn no_database(error: &cratemill_store::Error) -> Why {
     tracing::warn!(%error, "a command has no answer of the database");
     (Code::Unavailable, "the database is away, try again".into())
 }
@@ -123,9 +127,10 @@ async fn subscribe(
     subscription: SubscriptionId,
     group: &str,
 ) -> Result<(), Why> {
-    let Some(now) = cbor.gateway.hub.mark().map(|mark| mark.pubsub) else {
-        return Err((Code::Unavailable, "the bus is away, try again".into()));
-    };
+    // What was published before is nothing to it, though this node may not have heard of that yet.
+    let last = timeout(ANSWER, bounds(&cbor.gateway.bus.jetstream, Source::Pubsub)).await;
+    let away = || (Code::Unavailable, "the bus is away, try again".to_owned());
+    let now = last.map_err(|_| away())?.map_err(|_| away())?.last;
     let joined = async {
         let mut tx = cbor.pool.begin().await?;
         let own = (session.id, session.epoch);
@@ -134,7 +139,7 @@ async fn subscribe(
         tx.commit().await?;
         Ok::<_, cratemill_store::Error>(joined)
     };
-    match in_time(joined).await.map_err(|error| away(&error))? {
+    match in_time(joined).await.map_err(|error| no_database(&error))? {
         Joined::Done if group.is_empty() => {
             if follow(cbor, who, session, subscription, now).await {
                 Ok(())
@@ -172,7 +177,7 @@ async fn unsubscribe(
         tx.commit().await?;
         Ok::<_, cratemill_store::Error>(left)
     };
-    let Some(left) = in_time(left).await.map_err(|error| away(&error))? else {
+    let Some(left) = in_time(left).await.map_err(|error| no_database(&error))? else {
         return Err((Code::UnknownSubscription, "not subscribed".into()));
     };
     let followed = {
@@ -249,5 +254,5 @@ async fn publish(
 
 async fn exists(cbor: &Cbor, subscription: SubscriptionId) -> Result<bool, Why> {
     let exists = async { members::exists(&mut *cbor.pool.acquire().await?, subscription).await };
-    in_time(exists).await.map_err(|error| away(&error))
+    in_time(exists).await.map_err(|error| no_database(&error))
 }

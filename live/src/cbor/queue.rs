@@ -65,6 +65,8 @@ struct Group {
 #[derive(Debug, Default)]
 struct Members {
     all: Vec<Member>,
+    /// If the group is made anew, it begins behind this message.
+    since: u64,
     held: HashMap<Uuid, Held>,
     /// Who held what it did not acknowledge in time.
     lapsed: HashMap<Uuid, (Uuid, Instant)>,
@@ -148,28 +150,30 @@ impl Queues {
     ) {
         let key: Key = (subscription, group.into());
         session.state().groups.push(key.clone());
-        let (group, is_new) = {
+        let since = u64::try_from(since).unwrap_or(0);
+        let (group, is_new, was_empty) = {
             let mut groups = self.lock();
             let is_new = !groups.contains_key(&key);
             let group = groups
                 .entry(key.clone())
                 .or_insert_with(|| Arc::new(Group { key, state: Mutex::default(), changed: Notify::new() }));
             let mut state = group.state();
+            let was_empty = state.all.is_empty();
+            if was_empty {
+                state.since = since;
+            }
             state.all.retain(|member| member.session.id != session.id);
             state.all.push(Member { session: Arc::clone(session), who });
             drop(state);
-            (Arc::clone(group), is_new)
+            (Arc::clone(group), is_new, was_empty)
         };
         group.changed.notify_one();
-        if !is_new {
-            return;
-        }
-        let since = u64::try_from(since).unwrap_or(0);
-        if let Some(cbor) = self.cbor.upgrade() {
-            // Who subscribes and publishes at once gets it: the group is there before.
-            let made = timeout(ANSWER, make(&cbor, &group, since, self.ack_wait)).await;
+        let Some(cbor) = self.cbor.upgrade().filter(|_| was_empty) else { return };
+        // Who subscribes and publishes at once gets it: the group is there before.
+        let made = timeout(ANSWER, make(&cbor, &group, self.ack_wait)).await;
+        if is_new {
             let made = made.ok().and_then(Result::ok);
-            tokio::spawn(hand_out(Arc::downgrade(&cbor), group, since, made, self.ack_wait));
+            tokio::spawn(hand_out(Arc::downgrade(&cbor), group, made, self.ack_wait));
         }
     }
 
@@ -302,8 +306,8 @@ impl Queues {
     }
 }
 
-async fn make(cbor: &Cbor, group: &Group, since: u64, ack_wait: Duration) -> anyhow::Result<PullConsumer> {
-    let name = group.consumer();
+async fn make(cbor: &Cbor, group: &Group, ack_wait: Duration) -> anyhow::Result<PullConsumer> {
+    let (name, since) = (group.consumer(), group.state().since);
     let config = pull::Config {
         durable_name: Some(name.clone()),
         filter_subject: subjects::publications(group.key.0),
@@ -319,13 +323,7 @@ async fn make(cbor: &Cbor, group: &Group, since: u64, ack_wait: Duration) -> any
 }
 
 /// As long as the group has members here.
-async fn hand_out(
-    cbor: Weak<Cbor>,
-    group: Arc<Group>,
-    since: u64,
-    mut made: Option<PullConsumer>,
-    ack_wait: Duration,
-) {
+async fn hand_out(cbor: Weak<Cbor>, group: Arc<Group>, mut made: Option<PullConsumer>, ack_wait: Duration) {
     let mut outage = Outage::new("handing out to a group");
     loop {
         let Some(cbor) = cbor.upgrade() else { return };
@@ -352,9 +350,9 @@ async fn hand_out(
         let pulled = async {
             let consumer = match made.take() {
                 Some(consumer) => consumer,
-                None => timeout(ANSWER, make(&cbor, &group, since, ack_wait))
-                    .await
-                    .context("no consumer in time")??,
+                None => {
+                    timeout(ANSWER, make(&cbor, &group, ack_wait)).await.context("no consumer in time")??
+                }
             };
             pull(&cbor, &group, &consumer, room, ack_wait).await?;
             anyhow::Ok(consumer)
@@ -382,7 +380,12 @@ async fn pull(
         // The bus says when nothing came.
         let next = timeout(PULL + ANSWER, messages.next()).await.context("the bus went silent")?;
         let Some(message) = next else { return Ok(()) };
-        let message = message.map_err(|error| anyhow::anyhow!(error))?;
+        let message = match message {
+            Ok(message) => message,
+            // The last member has left; there may be a new one.
+            Err(error) if error.to_string().contains("Consumer Deleted") => return Ok(()),
+            Err(error) => anyhow::bail!("the bus breaks off: {error}"),
+        };
         if let Err(message) = give(cbor, group, message, ack_wait) {
             let _ = message.ack_with(AckKind::Nak(None)).await;
         }

@@ -4,6 +4,8 @@
 
 mod access;
 mod balancers;
+mod cbor;
+mod clients;
 mod crowd;
 mod drain;
 mod event_api;
