@@ -7,6 +7,22 @@
 //! object store, logs of the past    -> [engine::archive] -+
 //! POST, what people publish         -> [publish] -> JetStream
 //! ```
+//! It speaks several dialects, each of which can stand alone: our own ([`native`]: [`sse`], [`ws`], [`publish`]), a zero-code
+//! event API ([`event_api`]), and publish/subscribe in CBOR ([`cbor`]). The program is `cratemill-live`; within another program:
+//!
+//! ```no_run
+//! # async fn example() -> anyhow::Result<()> {
+//! let config = cratemill_live::config::Config::try_parse_from([
+//!     "cratemill-live",
+//!     "--dialects=events",
+//!     "--database=postgres://user:password@host/name",
+//!     "--nats=nats://host:4222",
+//!     "--origin=https://page.example",
+//!     "--secret=at-least-thirty-two-bytes-of-it...",
+//! ])?;
+//! cratemill_live::run(config).await
+//! # }
+//! ```
 //!
 //! The engine knows topics, messages and positions, and nothing of HTTP. A dialect parses a subscription and encodes a
 //! message; it touches neither the bus nor a socket. A node holds no state that another would miss: a viewer resumes at

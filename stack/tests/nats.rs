@@ -145,6 +145,9 @@ async fn each_service_can_do_its_work_and_nothing_else() {
     assert_eq!(takes_one(&topics).await, "topic.private.a");
     let topics = live.jetstream.get_stream(subjects::TOPICS_STREAM).await.unwrap();
     assert_eq!(topics.direct_get(1).await.unwrap().subject.as_str(), "topic.private.a");
+    schedules(&dispatcher, &live).await;
+    publishes_and_subscribes(&nats, &live).await;
+    live.cannot_publish(subjects::TIMELINE_EVENT).await;
     live.cannot_publish(&log).await;
     live.cannot_publish(subjects::QUEUE_EVENT).await;
     live.cannot_publish("$JS.API.STREAM.PURGE.LOGS").await;
@@ -167,6 +170,8 @@ async fn make_streams(dispatcher: &User) {
         (subjects::LOGS_STREAM, subjects::LOGS_ALL, true),
         (subjects::EVENTS_STREAM, subjects::EVENTS_ALL, true),
         (subjects::TOPICS_STREAM, subjects::TOPICS_ALL, true),
+        (subjects::TIMELINE_STREAM, subjects::TIMELINE_ALL, true),
+        (subjects::PUBSUB_STREAM, subjects::PUBSUB_ALL, true),
     ] {
         let republish = stream::Republish {
             source: subject.into(),
@@ -197,6 +202,43 @@ async fn hints(api: &User, dispatcher: &User) {
     dispatcher.settles().await;
     api.client.publish(subjects::OUTBOX, "".into()).await.unwrap();
     timeout(PATIENCE, hints.next()).await.expect("a hint").unwrap();
+}
+
+/// Events of the event API: a live node says that one is due, a dispatcher publishes it and looks at what is there.
+async fn schedules(dispatcher: &User, live: &User) {
+    let mut hints = dispatcher.client.subscribe(subjects::SCHEDULE).await.unwrap();
+    dispatcher.settles().await;
+    live.client.publish(subjects::SCHEDULE, "0".into()).await.unwrap();
+    timeout(PATIENCE, hints.next()).await.expect("a hint").unwrap();
+    dispatcher.stores(subjects::TIMELINE_EVENT.into()).await;
+    let timeline = dispatcher.jetstream.get_stream(subjects::TIMELINE_STREAM).await.unwrap();
+    assert_eq!(timeline.get_raw_message(1).await.unwrap().subject.as_str(), subjects::TIMELINE_EVENT);
+    let timeline = live.consumer(subjects::TIMELINE_STREAM, None).await;
+    assert_eq!(takes_one(&timeline).await, subjects::TIMELINE_EVENT);
+}
+
+/// Publications over CBOR, groups, which are durable consumers, and sessions that go from one live node to another.
+async fn publishes_and_subscribes(nats: &Nats, live: &User) {
+    let subject = "pubsub.6d1f8a3e-7f0f-4b5a-9a3a-0d2f8c5b1e77";
+    live.stores(subject.into()).await;
+    let mut group = live.consumer(subjects::PUBSUB_STREAM, Some("queue-a")).await;
+    assert_eq!(takes_one(&group).await, subject);
+    timeout(PATIENCE, group.info()).await.expect("what the group has").unwrap();
+    let ack = live.client.request("$JS.ACK.PUBSUB.queue-a.1.1.0.0.0", "+ACK".into());
+    timeout(PATIENCE, ack).await.expect("the bus takes an acknowledgement").unwrap();
+    let pubsub = live.jetstream.get_stream(subjects::PUBSUB_STREAM).await.unwrap();
+    assert_eq!(pubsub.get_raw_message(1).await.unwrap().subject.as_str(), subject);
+    timeout(PATIENCE, pubsub.delete_consumer("queue-a")).await.expect("a group ends").unwrap();
+    let other = User::connect(nats, "live").await;
+    let mut asked = other.client.subscribe(subjects::SESSION).await.unwrap();
+    other.settles().await;
+    let ask = live.client.request(subjects::SESSION, "a session".into());
+    let answer = async {
+        let question = asked.next().await.unwrap();
+        other.client.publish(question.reply.unwrap(), "".into()).await.unwrap();
+    };
+    let (answered, ()) = timeout(PATIENCE, async { tokio::join!(ask, answer) }).await.expect("an answer");
+    answered.unwrap();
 }
 
 async fn answers(api: &User, dispatcher: &User) {
