@@ -13,8 +13,8 @@ CREATE TABLE pubsub_sessions (
     confirmed bigint NOT NULL DEFAULT 0,
     seen_at   timestamptz NOT NULL DEFAULT now()
 );
--- Who has no connection, the longest gone first.
-CREATE INDEX pubsub_sessions_gone ON pubsub_sessions (seen_at) WHERE node IS NULL;
+-- Who was not seen for longest. Those with a connection are seen again and again.
+CREATE INDEX pubsub_sessions_by_age ON pubsub_sessions (seen_at);
 
 -- It is there as long as somebody subscribes to it.
 CREATE TABLE pubsub_subscriptions (
@@ -29,5 +29,13 @@ CREATE TABLE pubsub_members (
     -- It gets what comes after this message of the stream.
     since           bigint NOT NULL,
     PRIMARY KEY (session_id, subscription_id, "group")
+);
+-- A group that has members. Made anew it has another id: what its name was before nothing is left of.
+CREATE TABLE pubsub_groups (
+    id              bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    subscription_id uuid NOT NULL,
+    "group"         text NOT NULL,
+    since           bigint NOT NULL,
+    UNIQUE (subscription_id, "group")
 );
 CREATE INDEX pubsub_members_of_subscription ON pubsub_members (subscription_id, "group");

@@ -1,6 +1,7 @@
 //! Load generators and peers. Each bench ends with one line of JSON.
 
 mod cpu;
+mod dialects;
 mod dispatch;
 mod downloads;
 mod fleet;
@@ -32,6 +33,8 @@ enum Bench {
     Downloads(downloads::Arguments),
     /// What viewers cost the live gateway and other servers, idle, in traffic, and when a node dies.
     Live(live::Arguments),
+    /// What the zero-code event API and publish/subscribe over CBOR do in a second, and what their clients cost.
+    Dialects(dialects::Arguments),
     /// Part of `live`: many viewers in one process.
     #[command(hide = true)]
     LiveViewers(live::viewers::Arguments),
@@ -64,6 +67,7 @@ async fn measure(bench: Bench) -> Result<()> {
         Bench::Idle(arguments) => idle::run(arguments).await,
         Bench::Downloads(arguments) => downloads::run(arguments).await,
         Bench::Live(arguments) => live::run(arguments).await,
+        Bench::Dialects(arguments) => dialects::run(arguments).await,
         Bench::LiveViewers(arguments) => live::viewers::run(arguments),
         Bench::LiveLogReaders(arguments) => live::logs::readers::run(&arguments),
         Bench::LiveAxum(arguments) => live::servers::axum::run(arguments).await,

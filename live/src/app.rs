@@ -55,6 +55,8 @@ pub async fn serve(config: Config, context: Context) -> anyhow::Result<()> {
     let rules = reactor::rules(cbor::max_message(&config.cbor));
     let (reactors, ended) =
         Reactors::start(config.reactors(), &hub, &seats, (&asks, &orders), heartbeat, rules)?;
+    // They are the reactors': whoever takes them has an end then.
+    drop((asks, orders));
     let gateway = Gateway {
         hub: Arc::clone(&hub),
         bus: bus.clone(),

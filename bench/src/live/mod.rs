@@ -9,7 +9,7 @@
 mod clock;
 mod crowd;
 mod fanout;
-mod files;
+pub(crate) mod files;
 mod histogram;
 pub(crate) mod logs;
 mod many;
@@ -18,7 +18,7 @@ mod publisher;
 pub(crate) mod servers;
 mod storm;
 mod topics;
-mod usage;
+pub(crate) mod usage;
 pub(crate) mod viewers;
 
 use anyhow::{Result, ensure};

@@ -15,7 +15,7 @@ const SETTLE_TIMEOUT: Duration = Duration::from_mins(1);
 const POLL: Duration = Duration::from_millis(500);
 
 /// Bytes of user space: of pages that others share, the part.
-pub(super) fn pss(pids: &[u32]) -> Result<f64> {
+pub(crate) fn pss(pids: &[u32]) -> Result<f64> {
     let mut sum = 0.0;
     for pid in pids {
         for pid in tree(*pid) {
@@ -27,7 +27,7 @@ pub(super) fn pss(pids: &[u32]) -> Result<f64> {
 }
 
 /// Once it no longer changes: a server gives back what a wave of connections took some time after the wave.
-pub(super) async fn settled_pss(pids: &[u32]) -> Result<f64> {
+pub(crate) async fn settled_pss(pids: &[u32]) -> Result<f64> {
     let deadline = Instant::now() + SETTLE_TIMEOUT;
     let (mut last, mut since) = (pss(pids)?, Instant::now());
     while since.elapsed() < STILL_FOR {
@@ -42,7 +42,7 @@ pub(super) async fn settled_pss(pids: &[u32]) -> Result<f64> {
 }
 
 /// Of the processes and of their children.
-pub(super) fn cpu(pids: &[u32]) -> Result<Duration> {
+pub(crate) fn cpu(pids: &[u32]) -> Result<Duration> {
     pids.iter().map(|pid| cpu::of_tree(*pid)).sum()
 }
 

@@ -104,11 +104,12 @@ async fn attach(cbor: &Arc<Cbor>, id: Uuid, owner: Option<&str>) -> Result<Arc<S
     };
     let confirmed = u64::try_from(attached.confirmed).unwrap_or(0);
     let session = Arc::new(Session::new(id, attached.epoch, confirmed));
-    // Two may come at once: the older of them has to go.
-    let before = cbor.sessions.get(id);
-    cbor.sessions.add(&session);
-    if let Some(before) = before {
-        hang_up(cbor, &before);
+    // Two may come at once: the older of them has to go, at whichever node it is.
+    if let Some(older) = cbor.sessions.add(&session) {
+        hang_up(cbor, &older);
+    }
+    if session.epoch > 1 {
+        cbor.gateway.bus.hint_of(subjects::SESSION, format!("{id} {}", session.epoch)).await;
     }
     Ok(session)
 }
@@ -128,8 +129,13 @@ async fn take_over(cbor: &Arc<Cbor>, id: Uuid, node: &str) {
     }
 }
 
-fn hang_up(cbor: &Cbor, session: &Session) {
-    let who = session.state().who;
+/// Another connection has this session.
+pub(super) fn hang_up(cbor: &Cbor, session: &Session) {
+    let who = {
+        let mut state = session.state();
+        state.superseded = true;
+        state.who
+    };
     if let Some(who) = who {
         metrics::dropped("superseded");
         let answer = Answer::HangUp { code: POLICY, reason: "another connection has this session" };
@@ -137,7 +143,17 @@ fn hang_up(cbor: &Cbor, session: &Session) {
     }
 }
 
-/// Answers other nodes that ask for sessions of ours.
+/// A session, and from which epoch on a connection may have it.
+fn parse(message: &[u8]) -> Option<(Uuid, i64)> {
+    let text = str::from_utf8(message).ok()?;
+    match text.split_once(' ') {
+        Some((id, epoch)) => Some((id.parse().ok()?, epoch.parse().ok()?)),
+        // Whoever asks takes it over.
+        None => Some((text.parse().ok()?, i64::MAX)),
+    }
+}
+
+/// Answers other nodes that ask for sessions of ours, and hears of those that are somewhere else by now.
 pub(super) async fn let_go(cbor: Arc<Cbor>, shutdown: CancellationToken) -> anyhow::Result<()> {
     let client = cbor.gateway.bus.client.clone();
     let mut asked = client.subscribe(subjects::SESSION).await.context("cannot listen for sessions")?;
@@ -146,8 +162,8 @@ pub(super) async fn let_go(cbor: Arc<Cbor>, shutdown: CancellationToken) -> anyh
             message = asked.next() => message.context("the subscription to sessions ended")?,
             () = shutdown.cancelled() => return Ok(()),
         };
-        let id = str::from_utf8(&message.payload).ok().and_then(|id| id.parse().ok());
-        let Some(session) = id.and_then(|id| cbor.sessions.get(id)) else { continue };
+        let Some((id, epoch)) = parse(&message.payload) else { continue };
+        let Some(session) = cbor.sessions.get(id).filter(|session| session.epoch < epoch) else { continue };
         let (cbor, client) = (Arc::clone(&cbor), client.clone());
         tokio::spawn(async move {
             hang_up(&cbor, &session);

@@ -1,15 +1,15 @@
 //! What clients ask for, one thing after the other. Publications that follow each other are on their way together.
 
 use super::{
-    Cbor, Session, keep, log,
-    work::{command, follow, push, refuse},
+    Cbor, Session, attach, keep, log,
+    queue::Group,
+    work::{command, follow, hang_up, push, refuse, unsigned},
 };
 use crate::{
     dialects::cbor::{Code, Command, Parsed, Refusal},
     engine::{Source, replay::bounds},
     metrics,
     reactor::{Answer, Said, Who},
-    ws::frames::POLICY,
 };
 use cratemill_protocol::{SubscriptionId, publication::Nonce, subjects};
 use cratemill_service::bus::{Error, Numbered};
@@ -23,6 +23,8 @@ use uuid::Uuid;
 
 /// Subscriptions of one session.
 const MAX_SUBSCRIPTIONS: i64 = 1_000;
+/// Of them to groups, each of which is a consumer of the bus.
+const MAX_GROUPS: i64 = 32;
 /// How long the bus may take: longer than it takes to come back after a restart.
 const BUS_PATIENCE: Duration = Duration::from_secs(20);
 /// Where the stream is.
@@ -131,38 +133,45 @@ async fn subscribe(
     let last = timeout(ANSWER, bounds(&cbor.gateway.bus.jetstream, Source::Pubsub)).await;
     let away = || (Code::Unavailable, "the bus is away, try again".to_owned());
     let now = last.map_err(|_| away())?.map_err(|_| away())?.last;
+    let own = (session.id, session.epoch);
     let joined = async {
         let mut tx = cbor.pool.begin().await?;
-        let own = (session.id, session.epoch);
-        let joined =
-            members::join(&mut tx, own, subscription, group, keep::signed(now), MAX_SUBSCRIPTIONS).await?;
+        let most = (MAX_SUBSCRIPTIONS, MAX_GROUPS);
+        let joined = members::join(&mut tx, own, subscription, group, keep::signed(now), most).await?;
         tx.commit().await?;
         Ok::<_, cratemill_store::Error>(joined)
     };
-    match in_time(joined).await.map_err(|error| no_database(&error))? {
-        Joined::Done if group.is_empty() => {
-            if follow(cbor, who, session, subscription, now).await {
-                Ok(())
-            } else {
-                Err((Code::Unavailable, "the subscription is there, and follows once you come back".into()))
-            }
+    session.unsettle();
+    match in_time(joined).await {
+        // It may be there, and nobody knows: whoever comes back finds out.
+        Err(error) => {
+            hang_up(cbor, who);
+            Err(no_database(&error))
         }
-        Joined::Done => {
-            cbor.queues.join(session, who, subscription, group, keep::signed(now)).await;
+        Ok(Joined::Done { since, group } | Joined::Before { since, group }) => {
+            if let Some(id) = group {
+                cbor.queues.join(session, who, Group { id, subscription, since: unsigned(since) }).await;
+            } else if !session.state().follows.iter().any(|(followed, _)| *followed == subscription)
+                && !follow(cbor, who, session, subscription, unsigned(since)).await
+            {
+                hang_up(cbor, who);
+                return Ok(());
+            }
+            cbor.gateway.reactors.answer(who, Answer::Settled);
             Ok(())
         }
-        Joined::Before(_) => Ok(()),
-        Joined::TooMany => Err((Code::TooMany, format!("at most {MAX_SUBSCRIPTIONS} subscriptions"))),
-        Joined::Superseded => {
-            superseded(cbor, who);
+        Ok(Joined::TooMany) => {
+            cbor.gateway.reactors.answer(who, Answer::Settled);
+            Err((
+                Code::TooMany,
+                format!("at most {MAX_SUBSCRIPTIONS} subscriptions, and {MAX_GROUPS} of groups"),
+            ))
+        }
+        Ok(Joined::Superseded) => {
+            attach::hang_up(cbor, session);
             Ok(())
         }
     }
-}
-
-fn superseded(cbor: &Cbor, who: Who) {
-    let answer = Answer::HangUp { code: POLICY, reason: "another connection has this session" };
-    cbor.gateway.reactors.answer(who, answer);
 }
 
 async fn unsubscribe(
@@ -189,8 +198,8 @@ async fn unsubscribe(
         cbor.gateway.reactors.answer(who, Answer::Unfollow(channel));
     }
     cbor.queues.leave(session, subscription);
-    for left in left {
-        cbor.queues.remove(&left).await;
+    for group in left {
+        cbor.queues.remove(group).await;
     }
     Ok(())
 }

@@ -1,18 +1,21 @@
 //! What is kept of sessions: how far their clients are, and that they are there at all.
 
-use super::{Cbor, Session};
+use super::{Cbor, Session, attach};
 use cratemill_service::outage::Outage;
 use cratemill_store::{patience::in_time, pubsub::sessions};
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 use tokio::time::{MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 /// A node that dies has its clients get again what they took in since the last time.
 const NOTE_EVERY: Duration = Duration::from_secs(1);
 /// Notes between two looks for sessions that nobody came back to.
 const FORGET_EVERY: u32 = 600;
-/// Of those at once.
+/// Of those at once; then the next.
 const FORGET: i64 = 100;
+/// Those with a connection are seen so often, in notes.
+const SEEN_EVERY: u32 = 3_600;
 /// How often the end of a connection is tried to be noted. If it never is, the next one waits for this node in vain.
 const TRIES: usize = 3;
 
@@ -27,14 +30,9 @@ pub(super) async fn run(cbor: Arc<Cbor>, shutdown: CancellationToken) {
             _ = every.tick() => {}
             () = shutdown.cancelled() => return,
         }
-        let noted = note(&cbor).await;
-        ticks += 1;
-        let forgotten = if ticks >= FORGET_EVERY {
-            ticks = 0;
-            forget(&cbor).await
-        } else {
-            Ok(())
-        };
+        let noted = note(&cbor, ticks.is_multiple_of(SEEN_EVERY)).await;
+        ticks = ticks.wrapping_add(1);
+        let forgotten = if ticks.is_multiple_of(FORGET_EVERY) { forget(&cbor).await } else { Ok(()) };
         match noted.and(forgotten) {
             Ok(()) => drop(outage.over()),
             Err(error) => sleep(outage.failed(error)).await,
@@ -42,21 +40,33 @@ pub(super) async fn run(cbor: Arc<Cbor>, shutdown: CancellationToken) {
     }
 }
 
-async fn note(cbor: &Cbor) -> cratemill_store::Result<()> {
-    let news: Vec<_> =
-        cbor.sessions.list().into_iter().filter_map(|session| Some((session.news()?, session))).collect();
+/// How far they are, or only that they are there.
+async fn note(cbor: &Cbor, all: bool) -> cratemill_store::Result<()> {
+    let news = |session: Arc<Session>| {
+        let news = session.news().or_else(|| all.then(|| session.confirmed()))?;
+        Some((news, session))
+    };
+    let news: Vec<_> = cbor.sessions.list().into_iter().filter_map(news).collect();
     if news.is_empty() {
         return Ok(());
     }
     let rows: Vec<_> =
         news.iter().map(|(confirmed, session)| (session.id, session.epoch, signed(*confirmed))).collect();
     let noted = async { sessions::confirm(&mut *cbor.pool.acquire().await?, &rows).await };
-    in_time(noted).await.inspect_err(|_| news.iter().for_each(|(_, session)| session.is_not_noted()))
+    let noted =
+        in_time(noted).await.inspect_err(|_| news.iter().for_each(|(_, session)| session.is_not_noted()))?;
+    let noted: HashSet<Uuid> = noted.into_iter().collect();
+    for (_, session) in news.iter().filter(|(_, session)| !noted.contains(&session.id)) {
+        attach::hang_up(cbor, session);
+    }
+    Ok(())
 }
 
 /// Its connection has ended.
 pub(super) async fn detach(cbor: &Cbor, session: &Arc<Session>) {
-    for _ in 0..TRIES {
+    // A node that goes away has no time for a database that is.
+    let tries = if cbor.gateway.shutdown.is_cancelled() { 1 } else { TRIES };
+    for _ in 0..tries {
         let detached = async {
             let mut conn = cbor.pool.acquire().await?;
             sessions::detach(&mut conn, session.id, session.epoch, signed(session.confirmed())).await
@@ -70,17 +80,26 @@ pub(super) async fn detach(cbor: &Cbor, session: &Arc<Session>) {
     cbor.sessions.remove(session);
 }
 
+/// Whoever does not come back, each in a transaction of its own.
 async fn forget(cbor: &Cbor) -> cratemill_store::Result<()> {
-    let forgotten = async {
-        let mut tx = cbor.pool.begin().await?;
-        let left = sessions::forget(&mut tx, cbor.kept, FORGET).await?;
-        tx.commit().await?;
-        Ok::<_, cratemill_store::Error>(left)
-    };
-    for left in in_time(forgotten).await? {
-        cbor.queues.remove(&left).await;
+    loop {
+        let old = async { sessions::old(&mut *cbor.pool.acquire().await?, cbor.kept, FORGET).await };
+        let old = in_time(old).await?;
+        for session in &old {
+            let forgotten = async {
+                let mut tx = cbor.pool.begin().await?;
+                let gone = sessions::forget(&mut tx, *session, cbor.kept).await?;
+                tx.commit().await?;
+                Ok::<_, cratemill_store::Error>(gone)
+            };
+            for group in in_time(forgotten).await? {
+                cbor.queues.remove(group).await;
+            }
+        }
+        if i64::try_from(old.len()).is_ok_and(|count| count < FORGET) {
+            return Ok(());
+        }
     }
-    Ok(())
 }
 
 /// A stream does not get that far.

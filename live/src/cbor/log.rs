@@ -27,10 +27,10 @@ use uuid::Uuid;
 const ANSWER: Duration = Duration::from_secs(10);
 /// Questions for one client at once.
 const AT_ONCE: usize = 16;
-/// Of an answer; a client asks for fewer entries then.
-const MAX_ANSWER_BYTES: usize = 16 << 20;
-/// Of an index: what a client of a node may be owed.
-const MAX_INDEX: usize = 1_500_000;
+/// Of an answer, as it is written: less than what one client may be owed. A client asks for fewer entries then.
+const MAX_ANSWER_BYTES: usize = 8 << 20;
+/// Of an index, for the same reason.
+const MAX_INDEX: usize = 200_000;
 /// Missing entries that are named.
 const MAX_NAMED: usize = 20;
 /// What was missed goes in pieces of so many Issues.
@@ -87,7 +87,8 @@ pub(super) async fn entries(
             missing.push(id);
             continue;
         };
-        bytes += entry.data.len();
+        // A number in an array may be two bytes long.
+        bytes += entry.data.len() * 2 + 128;
         if bytes > MAX_ANSWER_BYTES {
             let message = format!("more than {MAX_ANSWER_BYTES} bytes: ask for fewer entries at once");
             return Err((Code::TooLarge, message));

@@ -66,7 +66,7 @@ impl Cbor {
             require_v4: config.require_v4_sessions,
             kept: Duration::from_secs(u64::from(config.session_days) * 24 * 3_600),
         });
-        context.spawn(work::run(Arc::clone(&this), orders, context.shutdown.clone()));
+        context.spawn(work::run(Arc::clone(&this), orders));
         context.spawn(keep::run(Arc::clone(&this), context.shutdown.clone()));
         context.essential("sessions", attach::let_go(Arc::clone(&this), context.shutdown.clone()));
         this

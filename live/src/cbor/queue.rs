@@ -22,7 +22,6 @@ use async_nats::jetstream::{
 };
 use cratemill_protocol::{SubscriptionId, publication, subjects};
 use cratemill_service::outage::Outage;
-use cratemill_store::pubsub::Left;
 use futures_util::StreamExt as _;
 use std::{
     collections::HashMap,
@@ -40,23 +39,35 @@ const MAX_HELD: usize = 64;
 /// How long a question for more waits for something to come.
 const PULL: Duration = Duration::from_secs(5);
 const ANSWER: Duration = Duration::from_secs(5);
+/// How often, and how far apart, what a member did not do is offered to other nodes before it gets it again.
+const OFFERS: u8 = 6;
+const OFFER: Duration = Duration::from_millis(100);
 /// All that is handed out of a group.
 const MAX_PENDING: i64 = 10_000;
 
-type Key = (SubscriptionId, Box<str>);
+/// A group of a subscription.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Group {
+    /// Its own: one that is made anew under the same name has another.
+    pub(super) id: i64,
+    pub(super) subscription: SubscriptionId,
+    /// It gets what comes after this message of the stream.
+    pub(super) since: u64,
+}
+
 type Why = (Code, String);
 
 #[derive(Debug)]
 pub(super) struct Queues {
     cbor: Weak<Cbor>,
     ack_wait: Duration,
-    groups: Mutex<HashMap<Key, Arc<Group>>>,
+    groups: Mutex<HashMap<i64, Arc<Active>>>,
 }
 
 /// A group that has members here.
 #[derive(Debug)]
-struct Group {
-    key: Key,
+struct Active {
+    group: Group,
     state: Mutex<Members>,
     /// Somebody has room for more, or has come.
     changed: Notify,
@@ -65,11 +76,18 @@ struct Group {
 #[derive(Debug, Default)]
 struct Members {
     all: Vec<Member>,
-    /// If the group is made anew, it begins behind this message.
-    since: u64,
+
     held: HashMap<Uuid, Held>,
     /// Who held what it did not acknowledge in time.
-    lapsed: HashMap<Uuid, (Uuid, Instant)>,
+    lapsed: HashMap<Uuid, Lapsed>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Lapsed {
+    session: Uuid,
+    since: Instant,
+    /// How often it was given back, for a member at another node.
+    offered: u8,
 }
 
 #[derive(Debug)]
@@ -97,10 +115,10 @@ impl Members {
             self.held.iter().filter(|(_, held)| held.until <= now).map(|(id, _)| *id).collect();
         for id in lapsed {
             if let Some(held) = self.held.remove(&id) {
-                self.lapsed.insert(id, (held.session, now));
+                self.lapsed.insert(id, Lapsed { session: held.session, since: now, offered: 0 });
             }
         }
-        self.lapsed.retain(|_, (_, since)| now.duration_since(*since) < keep);
+        self.lapsed.retain(|_, lapsed| now.duration_since(lapsed.since) < keep);
     }
 
     fn room(&self) -> usize {
@@ -115,19 +133,14 @@ impl Members {
     }
 }
 
-impl Group {
+impl Active {
     fn state(&self) -> MutexGuard<'_, Members> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
-
-    fn consumer(&self) -> String {
-        consumer(self.key.0, &self.key.1)
-    }
 }
 
-/// A name of a consumer has few characters, and a group has any.
-fn consumer(SubscriptionId(subscription): SubscriptionId, group: &str) -> String {
-    format!("queue-{}-{}", subscription.simple(), hex::encode(group))
+fn consumer(group: i64) -> String {
+    format!("queue-{group}")
 }
 
 impl Queues {
@@ -135,59 +148,56 @@ impl Queues {
         Self { cbor, ack_wait, groups: Mutex::default() }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Key, Arc<Group>>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<i64, Arc<Active>>> {
         self.groups.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A session is a member from a message of the stream on, if the group is new.
-    pub(super) async fn join(
-        &self,
-        session: &Arc<Session>,
-        who: Who,
-        subscription: SubscriptionId,
-        group: &str,
-        since: i64,
-    ) {
-        let key: Key = (subscription, group.into());
-        session.state().groups.push(key.clone());
-        let since = u64::try_from(since).unwrap_or(0);
-        let (group, is_new, was_empty) = {
-            let mut groups = self.lock();
-            let is_new = !groups.contains_key(&key);
-            let group = groups
-                .entry(key.clone())
-                .or_insert_with(|| Arc::new(Group { key, state: Mutex::default(), changed: Notify::new() }));
-            let mut state = group.state();
-            let was_empty = state.all.is_empty();
-            if was_empty {
-                state.since = since;
+    /// A session is a member.
+    pub(super) async fn join(&self, session: &Arc<Session>, who: Who, group: Group) {
+        {
+            let mut state = session.state();
+            if !state.groups.contains(&group) {
+                state.groups.push(group);
             }
-            state.all.retain(|member| member.session.id != session.id);
-            state.all.push(Member { session: Arc::clone(session), who });
-            drop(state);
-            (Arc::clone(group), is_new, was_empty)
-        };
-        group.changed.notify_one();
-        let Some(cbor) = self.cbor.upgrade().filter(|_| was_empty) else { return };
-        // Who subscribes and publishes at once gets it: the group is there before.
-        let made = timeout(ANSWER, make(&cbor, &group, self.ack_wait)).await;
-        if is_new {
-            let made = made.ok().and_then(Result::ok);
-            tokio::spawn(hand_out(Arc::downgrade(&cbor), group, made, self.ack_wait));
         }
+        let (active, is_new) = {
+            let mut groups = self.lock();
+            let is_new = !groups.contains_key(&group.id);
+            let active = groups.entry(group.id).or_insert_with(|| {
+                Arc::new(Active { group, state: Mutex::default(), changed: Notify::new() })
+            });
+            let mut state = active.state();
+            // An older connection of the session may be slower.
+            let is_newest = state
+                .all
+                .iter()
+                .all(|member| member.session.id != session.id || member.session.epoch <= session.epoch);
+            if is_newest {
+                state.all.retain(|member| member.session.id != session.id);
+                state.all.push(Member { session: Arc::clone(session), who });
+            }
+            drop(state);
+            (Arc::clone(active), is_new)
+        };
+        active.changed.notify_one();
+        let Some(cbor) = self.cbor.upgrade().filter(|_| is_new) else { return };
+        // Who subscribes and publishes at once gets it: the group is there before.
+        let made = timeout(ANSWER, make(&cbor, group, self.ack_wait)).await;
+        let made = made.ok().and_then(Result::ok);
+        tokio::spawn(hand_out(Arc::downgrade(&cbor), active, made, self.ack_wait));
     }
 
     /// A session is no member of any group of a subscription; what it holds goes to others at once.
     pub(super) fn leave(&self, session: &Session, subscription: SubscriptionId) {
-        let groups: Vec<Key> = {
+        let groups: Vec<Group> = {
             let mut state = session.state();
             let (left, kept) =
-                std::mem::take(&mut state.groups).into_iter().partition(|(of, _)| *of == subscription);
+                std::mem::take(&mut state.groups).into_iter().partition(|of| of.subscription == subscription);
             state.groups = kept;
             left
         };
         for key in groups {
-            let Some(group) = self.lock().get(&key).cloned() else { continue };
+            let Some(group) = self.lock().get(&key.id).cloned() else { continue };
             let given_back: Vec<Held> = {
                 let mut state = group.state();
                 state.all.retain(|member| member.session.id != session.id);
@@ -210,28 +220,24 @@ impl Queues {
 
     /// Its connection has ended: what it holds it may still acknowledge, over another one.
     pub(super) fn leave_all(&self, session: &Arc<Session>) {
-        let groups: Vec<Key> = std::mem::take(&mut session.state().groups);
+        let groups = std::mem::take(&mut session.state().groups);
         for key in groups {
-            let Some(group) = self.lock().get(&key).cloned() else { continue };
+            let Some(group) = self.lock().get(&key.id).cloned() else { continue };
             group.state().all.retain(|member| !Arc::ptr_eq(&member.session, session));
             group.changed.notify_one();
         }
     }
 
     /// Nobody is in the group any more, at any node.
-    pub(super) async fn remove(&self, Left { subscription, group }: &Left) {
+    pub(super) async fn remove(&self, group: i64) {
         let Some(cbor) = self.cbor.upgrade() else { return };
         let remove = async {
             let stream = cbor.gateway.bus.jetstream.get_stream_no_info(subjects::PUBSUB_STREAM).await?;
-            stream.delete_consumer(&consumer(*subscription, group)).await?;
+            stream.delete_consumer(&consumer(group)).await?;
             anyhow::Ok(())
         };
-        match timeout(ANSWER, remove).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => {
-                tracing::warn!(%subscription, error = format!("{error:#}"), "a group is left behind");
-            }
-            Err(_) => tracing::warn!(%subscription, "a group is left behind"),
+        if let Err(error) = timeout(ANSWER, remove).await.context("no answer").flatten() {
+            tracing::warn!(group, error = format!("{error:#}"), "a group's consumer is left behind");
         }
     }
 
@@ -239,10 +245,10 @@ impl Queues {
     pub(super) async fn ack(&self, cbor: &Cbor, session: &Session, publication: Uuid) -> Result<(), Why> {
         let unknown = || (Code::UnknownPublication, "not a publication that you hold".to_owned());
         let now = Instant::now();
-        let groups: Vec<Key> = session.state().groups.clone();
+        let groups = session.state().groups.clone();
         let mut elsewhere = Vec::new();
         for key in groups {
-            let Some(group) = self.lock().get(&key).cloned() else { continue };
+            let Some(group) = self.lock().get(&key.id).cloned() else { continue };
             let held = {
                 let mut state = group.state();
                 match state.held.get(&publication) {
@@ -275,9 +281,9 @@ impl Queues {
     }
 
     /// Whether a group's consumer waits for it, which does not any more then.
-    async fn ack_elsewhere(&self, cbor: &Cbor, id: Uuid, groups: &[Key]) -> anyhow::Result<bool> {
+    async fn ack_elsewhere(&self, cbor: &Cbor, id: Uuid, groups: &[Group]) -> anyhow::Result<bool> {
         let sequence = publication::sequence(id);
-        for (subscription, group) in groups {
+        for Group { id: group, subscription, .. } in groups {
             let jetstream = &cbor.gateway.bus.jetstream;
             let ask = async {
                 let stream = jetstream.get_stream_no_info(subjects::PUBSUB_STREAM).await?;
@@ -286,7 +292,7 @@ impl Queues {
                 if issue != Some(Issue { subscription: *subscription, publication: id }) {
                     return anyhow::Ok(false);
                 }
-                let name = consumer(*subscription, group);
+                let name = consumer(*group);
                 let mut consumer: PullConsumer =
                     stream.get_consumer(&name).await.map_err(anyhow::Error::msg)?;
                 let info = consumer.info().await?;
@@ -306,11 +312,11 @@ impl Queues {
     }
 }
 
-async fn make(cbor: &Cbor, group: &Group, ack_wait: Duration) -> anyhow::Result<PullConsumer> {
-    let (name, since) = (group.consumer(), group.state().since);
+async fn make(cbor: &Cbor, group: Group, ack_wait: Duration) -> anyhow::Result<PullConsumer> {
+    let (name, since) = (consumer(group.id), group.since);
     let config = pull::Config {
         durable_name: Some(name.clone()),
-        filter_subject: subjects::publications(group.key.0),
+        filter_subject: subjects::publications(group.subscription),
         deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: since + 1 },
         ack_policy: AckPolicy::Explicit,
         ack_wait,
@@ -323,7 +329,7 @@ async fn make(cbor: &Cbor, group: &Group, ack_wait: Duration) -> anyhow::Result<
 }
 
 /// As long as the group has members here.
-async fn hand_out(cbor: Weak<Cbor>, group: Arc<Group>, mut made: Option<PullConsumer>, ack_wait: Duration) {
+async fn hand_out(cbor: Weak<Cbor>, group: Arc<Active>, mut made: Option<PullConsumer>, ack_wait: Duration) {
     let mut outage = Outage::new("handing out to a group");
     loop {
         let Some(cbor) = cbor.upgrade() else { return };
@@ -334,7 +340,7 @@ async fn hand_out(cbor: Weak<Cbor>, group: Arc<Group>, mut made: Option<PullCons
             if state.all.is_empty() {
                 // What somebody holds who may come back here is the bus's to deliver again.
                 if state.held.is_empty() {
-                    groups.remove(&group.key);
+                    groups.remove(&group.group.id);
                     return;
                 }
                 0
@@ -350,9 +356,9 @@ async fn hand_out(cbor: Weak<Cbor>, group: Arc<Group>, mut made: Option<PullCons
         let pulled = async {
             let consumer = match made.take() {
                 Some(consumer) => consumer,
-                None => {
-                    timeout(ANSWER, make(&cbor, &group, ack_wait)).await.context("no consumer in time")??
-                }
+                None => timeout(ANSWER, make(&cbor, group.group, ack_wait))
+                    .await
+                    .context("no consumer in time")??,
             };
             pull(&cbor, &group, &consumer, room, ack_wait).await?;
             anyhow::Ok(consumer)
@@ -369,7 +375,7 @@ async fn hand_out(cbor: Weak<Cbor>, group: Arc<Group>, mut made: Option<PullCons
 
 async fn pull(
     cbor: &Cbor,
-    group: &Group,
+    group: &Active,
     consumer: &PullConsumer,
     room: usize,
     ack_wait: Duration,
@@ -386,19 +392,20 @@ async fn pull(
             Err(error) if error.to_string().contains("Consumer Deleted") => return Ok(()),
             Err(error) => anyhow::bail!("the bus breaks off: {error}"),
         };
-        if let Err(message) = give(cbor, group, message, ack_wait) {
-            let _ = message.ack_with(AckKind::Nak(None)).await;
+        if let Err((message, wait)) = give(cbor, group, message, ack_wait) {
+            let _ = message.ack_with(AckKind::Nak(wait)).await;
         }
     }
 }
 
-/// To a member; back if there is none.
+/// To a member; back if there is none, or none but who had it before: another node may have one. The bus serves those who
+/// ask in turns.
 fn give(
     cbor: &Cbor,
-    group: &Group,
+    group: &Active,
     message: jetstream::Message,
     ack_wait: Duration,
-) -> Result<(), Box<jetstream::Message>> {
+) -> Result<(), (Box<jetstream::Message>, Option<Duration>)> {
     let sequence = message.info().map(|info| info.stream_sequence);
     let issue = sequence
         .ok()
@@ -412,8 +419,18 @@ fn give(
     let mut state = group.state();
     state.lapse(now, ack_wait * 4);
     let before = state.held.get(&publication).map(|held| held.session);
-    let before = before.or_else(|| state.lapsed.get(&publication).map(|(session, _)| *session));
-    let Some(member) = state.choose(before) else { return Err(Box::new(message)) };
+    let before = before.or_else(|| state.lapsed.get(&publication).map(|lapsed| lapsed.session));
+    let Some(member) = state.choose(before) else { return Err((Box::new(message), None)) };
+    if Some(member.session.id) == before {
+        let session = member.session.id;
+        state.held.remove(&publication);
+        let lapsed = state.lapsed.entry(publication).or_insert(Lapsed { session, since: now, offered: 0 });
+        if lapsed.offered < OFFERS {
+            lapsed.offered += 1;
+            return Err((Box::new(message), Some(OFFER)));
+        }
+    }
+    let Some(member) = state.choose(before) else { return Err((Box::new(message), None)) };
     let (session, who, ids) = (member.session.id, member.who, member.session.forms().0);
     state.held.insert(publication, Held { session, until: now + ack_wait, message });
     state.lapsed.remove(&publication);

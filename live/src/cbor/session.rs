@@ -1,5 +1,6 @@
 //! A session as its node has it: between the reactor that has its connection and the tasks that do what it asks for.
 
+use super::queue::Group;
 use crate::{
     dialects::cbor::{DataForm, IdForm},
     engine::channel::ChannelId,
@@ -10,7 +11,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU32, AtomicU64, Ordering},
     },
 };
 use tokio::sync::Notify;
@@ -25,6 +26,8 @@ pub struct Session {
     confirmed: AtomicU64,
     /// And that is in the database.
     noted: AtomicU64,
+    /// Subscriptions that are there and not followed yet: until they are nobody can say what the client has.
+    unsettled: AtomicU32,
     state: Mutex<State>,
 }
 
@@ -33,9 +36,11 @@ pub struct Session {
 pub(super) struct State {
     /// Once a reactor has its connection.
     pub(super) who: Option<Who>,
+    /// Another connection has the session.
+    pub(super) superseded: bool,
     /// Subscriptions that it gets everything of.
     pub(super) follows: Vec<(SubscriptionId, ChannelId)>,
-    pub(super) groups: Vec<(SubscriptionId, Box<str>)>,
+    pub(super) groups: Vec<Group>,
     pub(super) ids: IdForm,
     pub(super) data: DataForm,
 }
@@ -47,6 +52,8 @@ impl Session {
             epoch,
             confirmed: AtomicU64::new(confirmed),
             noted: AtomicU64::new(confirmed),
+            // Until what it is subscribed to is followed.
+            unsettled: AtomicU32::new(1),
             state: Mutex::default(),
         }
     }
@@ -58,6 +65,19 @@ impl Session {
     /// The client has everything up to there.
     pub fn confirm(&self, sequence: u64) {
         self.confirmed.fetch_max(sequence, Ordering::Relaxed);
+    }
+
+    pub(super) fn unsettle(&self) {
+        self.unsettled.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// What was to be followed is.
+    pub fn settle(&self) {
+        self.unsettled.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    pub fn is_settled(&self) -> bool {
+        self.unsettled.load(Ordering::Relaxed) == 0
     }
 
     /// How far it is, if that is not noted.
@@ -97,9 +117,13 @@ impl Sessions {
         self.lock().get(&id).cloned()
     }
 
-    /// In the place of one of before, whose connection ends for another reason.
-    pub(super) fn add(&self, session: &Arc<Session>) {
-        self.lock().insert(session.id, Arc::clone(session));
+    /// The newest connection has the session: of two the older one is returned, which has to go.
+    pub(super) fn add(&self, session: &Arc<Session>) -> Option<Arc<Session>> {
+        let mut all = self.lock();
+        if all.get(&session.id).is_some_and(|there| there.epoch > session.epoch) {
+            return Some(Arc::clone(session));
+        }
+        all.insert(session.id, Arc::clone(session))
     }
 
     pub(super) fn remove(&self, session: &Arc<Session>) {

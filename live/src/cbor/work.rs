@@ -1,6 +1,6 @@
 //! What clients say is done here, of each one after the other.
 
-use super::{Cbor, Session, commands, keep};
+use super::{Cbor, Session, commands, keep, queue::Group};
 use crate::{
     dialects::cbor::{self, Code},
     engine::channel::Mark,
@@ -19,7 +19,7 @@ use tokio::{
     sync::{Semaphore, mpsc},
     time::sleep,
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 /// Clients that something is done for at once; the others wait for their turn.
@@ -27,28 +27,18 @@ const AT_ONCE: usize = 512;
 /// Until the past of a subscription can be read.
 const AGAIN: Duration = Duration::from_millis(200);
 
-pub(super) async fn run(
-    cbor: Arc<Cbor>,
-    mut orders: mpsc::UnboundedReceiver<Order>,
-    shutdown: CancellationToken,
-) {
-    let places = Arc::new(Semaphore::new(AT_ONCE));
-    loop {
-        let order = tokio::select! {
-            order = orders.recv() => order,
-            () = shutdown.cancelled() => break,
-        };
-        let Some(Order { who, session, what }) = order else { return };
+/// Until no reactor is left: also what was said last is done, and who has gone is noted.
+pub(super) async fn run(cbor: Arc<Cbor>, mut orders: mpsc::UnboundedReceiver<Order>) {
+    let (places, tasks) = (Arc::new(Semaphore::new(AT_ONCE)), TaskTracker::new());
+    while let Some(Order { who, session, what }) = orders.recv().await {
         let (cbor, places) = (Arc::clone(&cbor), Arc::clone(&places));
-        tokio::spawn(async move {
+        tasks.spawn(async move {
             let Ok(_place) = places.acquire().await else { return };
             done(&cbor, who, session, what).await;
         });
     }
-    // Connections are told to go now: what they said, and that they are gone, is still done.
-    while let Some(Order { who, session, what }) = orders.recv().await {
-        done(&cbor, who, session, what).await;
-    }
+    tasks.close();
+    tasks.wait().await;
 }
 
 async fn done(cbor: &Arc<Cbor>, who: Who, session: Arc<Session>, what: Todo) {
@@ -64,7 +54,15 @@ async fn done(cbor: &Arc<Cbor>, who: Who, session: Arc<Session>, what: Todo) {
 
 /// Goes on with what the session is subscribed to.
 async fn open(cbor: &Arc<Cbor>, who: Who, session: &Arc<Session>) {
-    session.state().who = Some(who);
+    let superseded = {
+        let mut state = session.state();
+        state.who = Some(who);
+        state.superseded
+    };
+    if superseded {
+        return super::attach::hang_up(cbor, session);
+    }
+    let confirmed = session.confirmed();
     let members = async { sessions::memberships(&mut *cbor.pool.acquire().await?, session.id).await };
     let members = match in_time(members).await {
         Ok(members) => members,
@@ -73,19 +71,22 @@ async fn open(cbor: &Arc<Cbor>, who: Who, session: &Arc<Session>) {
             return hang_up(cbor, who);
         }
     };
-    for Membership { subscription, group, since } in members {
-        if group.is_empty() {
-            let seen = session.confirmed().max(u64::try_from(since).unwrap_or(0));
-            if !follow(cbor, who, session, subscription, seen).await {
-                return hang_up(cbor, who);
-            }
-        } else {
-            cbor.queues.join(session, who, subscription, &group, since).await;
+    for Membership { subscription, since, group_id, .. } in members {
+        if let Some(id) = group_id {
+            cbor.queues.join(session, who, Group { id, subscription, since: unsigned(since) }).await;
+        } else if !follow(cbor, who, session, subscription, confirmed.max(unsigned(since))).await {
+            return hang_up(cbor, who);
         }
     }
+    cbor.gateway.reactors.answer(who, Answer::Settled);
 }
 
-fn hang_up(cbor: &Cbor, who: Who) {
+pub(super) fn unsigned(sequence: i64) -> u64 {
+    u64::try_from(sequence).unwrap_or(0)
+}
+
+/// It comes back, and has all that it missed then.
+pub(super) fn hang_up(cbor: &Cbor, who: Who) {
     let answer = Answer::HangUp { code: TRY_AGAIN, reason: "its subscriptions cannot be read, try again" };
     cbor.gateway.reactors.answer(who, answer);
 }

@@ -27,7 +27,7 @@ pub(super) async fn sign_up(
     }
     let SignUp { credentials: Credentials { username, password }, collection_id } =
         SignUp::parse(&body::read(request).await?)?;
-    api.limits.name(&username)?;
+    api.limits.name(&headers, peer.ip(), &username)?;
     // Nobody waits a fifth of a second for what is known now.
     if users::is_taken(&mut *api.pool.acquire().await?, &username).await? {
         return Err(Error::Taken);
@@ -52,7 +52,7 @@ pub(super) async fn log_in(
         return Err(error);
     }
     let Credentials { username, password } = Credentials::parse(&body::read(request).await?)?;
-    api.limits.name(&username)?;
+    api.limits.name(&headers, peer.ip(), &username)?;
     // Postgres has no room for it, and so nobody of that name.
     let user = if username.contains('\0') {
         None

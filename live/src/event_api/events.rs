@@ -29,7 +29,6 @@ pub(super) async fn insert(
             return Err(error);
         }
     };
-    let _place = api.places.try_acquire().map_err(|_| Error::Away("this node takes as much as it can"))?;
     let Insert { event, collection_id, timestamp, data } = Insert::parse(&body::read(request).await?)?;
     let id = EventId(Uuid::new_v4());
     let new = NewEvent { id, user_id, collection_id, event, timestamp, data: data.into() };

@@ -8,7 +8,7 @@ use governor::{
     state::keyed::HashMapStateStore,
 };
 use std::{
-    hash::Hash,
+    hash::{BuildHasher as _, Hash, RandomState},
     net::{IpAddr, Ipv6Addr},
     num::NonZeroU32,
     time::Duration,
@@ -18,17 +18,23 @@ use std::{
 const ADDRESS_BURST: NonZeroU32 = NonZeroU32::new(100).unwrap();
 /// Beyond that, about what the processors of a small node can hash.
 const ADDRESS_EVERY: Duration = Duration::from_millis(500);
-const NAME_BURST: NonZeroU32 = NonZeroU32::new(20).unwrap();
-/// Somebody who guesses a password has so many tries.
-const NAME_EVERY: Duration = Duration::from_secs(3);
-/// Addresses and names that are remembered, a hundred bytes each. Of those beyond, as of a flood, none gets in.
+/// Somebody who guesses a password has so many tries from one address,
+const GUESS_BURST: NonZeroU32 = NonZeroU32::new(20).unwrap();
+const GUESS_EVERY: Duration = Duration::from_secs(3);
+/// and from all addresses together, so many that nobody keeps the owner of the name out by trying.
+const NAME_BURST: NonZeroU32 = NonZeroU32::new(200).unwrap();
+const NAME_EVERY: Duration = Duration::from_secs(1);
+/// Addresses and names that are remembered, by hashes of a hundred bytes with what is known of each. Of those beyond, as of a flood, none gets in.
 const MAX_KEYS: usize = 100_000;
 
 type Limiter<K> = RateLimiter<K, HashMapStateStore<K>, DefaultClock>;
 
 pub(super) struct Limits {
     addresses: Limiter<IpAddr>,
-    names: Limiter<String>,
+    guesses: Limiter<u64>,
+    names: Limiter<u64>,
+    /// Nobody outside can tell which names have the same hash.
+    hasher: RandomState,
     /// Who is asked for the client's address: the load balancer, in this header.
     header: Option<HeaderName>,
 }
@@ -43,19 +49,27 @@ impl Limits {
     pub(super) fn new(header: Option<HeaderName>) -> Self {
         Self {
             addresses: RateLimiter::hashmap(quota(ADDRESS_EVERY, ADDRESS_BURST)),
+            guesses: RateLimiter::hashmap(quota(GUESS_EVERY, GUESS_BURST)),
             names: RateLimiter::hashmap(quota(NAME_EVERY, NAME_BURST)),
+            hasher: RandomState::new(),
             header,
         }
     }
 
     /// Before anything is done for them.
     pub(super) fn address(&self, headers: &HeaderMap, peer: IpAddr) -> Result<(), Error> {
-        let claimed = self.header.as_ref().and_then(|name| last_address(headers, name));
-        check(&self.addresses, &network(claimed.unwrap_or(peer)))
+        check(&self.addresses, &self.client(headers, peer))
     }
 
-    pub(super) fn name(&self, name: &str) -> Result<(), Error> {
-        check(&self.names, &name.to_owned())
+    /// Once it is known which name they try.
+    pub(super) fn name(&self, headers: &HeaderMap, peer: IpAddr, name: &str) -> Result<(), Error> {
+        check(&self.guesses, &self.hasher.hash_one((self.client(headers, peer), name)))?;
+        check(&self.names, &self.hasher.hash_one(name))
+    }
+
+    fn client(&self, headers: &HeaderMap, peer: IpAddr) -> IpAddr {
+        let claimed = self.header.as_ref().and_then(|name| last_address(headers, name));
+        network(claimed.unwrap_or(peer))
     }
 }
 
@@ -112,11 +126,15 @@ mod tests {
         }
         assert!(matches!(try_address("10.0.0.1"), Err(Error::TooMany(wait)) if wait.as_secs() > 0));
         try_address("10.0.0.2").unwrap();
-        for _ in 0..NAME_BURST.get() {
-            limits.name("a").unwrap();
+        let guess = |from: &str, name: &str| limits.name(&HeaderMap::new(), address(from), name);
+        for _ in 0..GUESS_BURST.get() {
+            guess("10.0.0.1", "a").unwrap();
         }
-        assert!(limits.name("a").is_err());
-        limits.name("b").unwrap();
+        assert!(guess("10.0.0.1", "a").is_err());
+        guess("10.0.0.2", "a").unwrap();
+        guess("10.0.0.1", "b").unwrap();
+        let others = (0..=255).map(|n| guess(&format!("10.0.1.{n}"), "a"));
+        assert!(others.filter(Result::is_err).count() > 50, "many who try one name are limited too");
     }
 
     #[test]

@@ -12,14 +12,14 @@ use bytes::Bytes;
 use cratemill_service::clock;
 use cratemill_store::{
     PgPool,
-    events::lists::{After, Of, page},
+    events::lists::{After, BEGINNING, Of, page},
     patience::in_time,
 };
 use futures_util::{Stream, stream};
 use std::sync::Arc;
 
-/// Events that are read together.
-const PAGE: i64 = 128;
+/// Events that are read together: a megabyte at most, for each who is slow to take them.
+const PAGE: i64 = 32;
 
 /// What anybody who is logged in may read, who knows its id.
 pub(super) async fn of_collection(
@@ -77,13 +77,13 @@ impl Lists {
                 let events = async { page(&mut *self.pool.acquire().await?, of, after, PAGE).await };
                 let events = in_time(events).await?;
                 for (nth, event) in events.iter().enumerate() {
-                    if nth > 0 || after.is_some() {
+                    if nth > 0 || after != BEGINNING {
                         out.push(b',');
                     }
                     json::put_event(event, &mut out);
                 }
                 if let Some(last) = events.last().filter(|_| i64::try_from(events.len()) == Ok(PAGE)) {
-                    self.now = Some((of, Some((last.timestamp, last.seq))));
+                    self.now = Some((of, (last.timestamp, last.seq)));
                     break;
                 }
             }
@@ -93,7 +93,7 @@ impl Lists {
                 break;
             };
             out.extend_from_slice(before.as_bytes());
-            self.now = of.map(|of| (of, None));
+            self.now = of.map(|of| (of, BEGINNING));
         }
         Ok(Some(out.into()))
     }

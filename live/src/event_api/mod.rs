@@ -39,8 +39,6 @@ use token::Tokens;
 use tokio::sync::Semaphore;
 use tower_http::cors::CorsLayer;
 
-/// Bodies that are read at once.
-const MAX_BODIES: usize = 1_024;
 /// Clients that something is read for at once; the others wait for their turn.
 const MAX_FOLLOWERS: usize = 1_024;
 const CORS_MAX_AGE: Duration = Duration::from_hours(1);
@@ -54,8 +52,6 @@ pub struct EventApi {
     limits: Limits,
     inserter: Inserter,
     sync: Sync,
-    /// Bodies that are read.
-    places: Semaphore,
     /// Clients that something is read for.
     followers: Arc<Semaphore>,
     most_per_user: u32,
@@ -74,7 +70,6 @@ impl EventApi {
             inserter,
             sync: Sync::new(pool.clone()),
             pool,
-            places: Semaphore::new(MAX_BODIES),
             followers: Arc::new(Semaphore::new(MAX_FOLLOWERS)),
             most_per_user: config.max_events_per_user,
         })

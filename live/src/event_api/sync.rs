@@ -8,7 +8,7 @@ use bytes::{Bytes, BytesMut};
 use cratemill_store::{PgPool, events::latest, patience::in_time};
 use quick_cache::{Weighter, sync::Cache};
 use std::time::{Duration, Instant};
-use tokio::time::sleep;
+use tokio::{sync::Mutex, time::sleep};
 
 /// Events of one page,
 const PAGE: i64 = 256;
@@ -43,12 +43,13 @@ impl Weighter<(i64, i64), Page> for Bytewise {
 #[derive(Debug)]
 pub(super) struct Sync {
     pool: PgPool,
+    noted: Mutex<Option<(Instant, i64)>>,
     pages: Cache<(i64, i64), Page, Bytewise>,
 }
 
 impl Sync {
     pub(super) fn new(pool: PgPool) -> Self {
-        Self { pool, pages: Cache::with_weighter(1_024, KEPT_BYTES, Bytewise) }
+        Self { pool, noted: Mutex::default(), pages: Cache::with_weighter(1_024, KEPT_BYTES, Bytewise) }
     }
 
     /// Where a sync ends whose viewer goes on with the stream: `now`, unless that is not noted in time.
@@ -56,13 +57,26 @@ impl Sync {
         let now = i64::try_from(now).unwrap_or(i64::MAX);
         let deadline = Instant::now() + NOTING;
         loop {
-            let noted = async { latest::noted(&mut *self.pool.acquire().await?).await };
-            let noted = in_time(noted).await?;
+            let noted = self.noted().await?;
             if noted >= now || Instant::now() >= deadline {
                 return Ok(noted.min(now));
             }
             sleep(LOOK_AGAIN).await;
         }
+    }
+
+    /// Up to where all is noted. Whoever asks while another one does, or a moment later, has the same answer.
+    async fn noted(&self) -> cratemill_store::Result<i64> {
+        let mut noted = self.noted.lock().await;
+        if let Some((at, sequence)) = *noted
+            && at.elapsed() < LOOK_AGAIN
+        {
+            return Ok(sequence);
+        }
+        let asked = async { latest::noted(&mut *self.pool.acquire().await?).await };
+        let sequence = in_time(asked).await?;
+        *noted = Some((Instant::now(), sequence));
+        Ok(sequence)
     }
 
     /// What comes after one place, up to and with `end`.

@@ -78,6 +78,8 @@ pub(super) struct Guest {
     session: Arc<Session>,
     waiting: VecDeque<Said>,
     waiting_bytes: usize,
+    /// Of what somebody does.
+    working_bytes: usize,
     /// What it has said, as it is counted among that of all.
     counted: usize,
     /// Somebody does what it said.
@@ -107,6 +109,7 @@ impl Guest {
             session,
             waiting: VecDeque::new(),
             waiting_bytes: 0,
+            working_bytes: 0,
             counted: 0,
             busy: true,
             paused: false,
@@ -133,7 +136,7 @@ impl Guest {
 
     /// What waits, for a task.
     fn take(&mut self) -> Vec<Said> {
-        self.waiting_bytes = 0;
+        self.working_bytes = std::mem::take(&mut self.waiting_bytes);
         let all = self.waiting.drain(..).collect();
         self.waiting = VecDeque::new();
         all
@@ -204,6 +207,8 @@ impl Reactor {
                 return;
             }
         };
+        // The next one has its own time.
+        guest.half_since_s = None;
         guest.waiting_bytes += said.bytes();
         guest.waiting.push_back(said);
     }
@@ -214,7 +219,7 @@ impl Reactor {
         let half = talk.extra.as_ref().map_or(0, |extra| extra.inbound.len());
         let Some(guest) = &mut talk.guest else { return };
         guest.half_since_s = if half > 0 { guest.half_since_s.or(Some(now_s)) } else { None };
-        let (was, is) = (guest.counted, half + guest.waiting_bytes);
+        let (was, is) = (guest.counted, half + guest.waiting_bytes + guest.working_bytes);
         guest.counted = is;
         self.inbound_bytes = self.inbound_bytes + is - was;
         talk.tidy();
@@ -258,22 +263,22 @@ impl Reactor {
             self.departed.insert(who.serial, guest);
             return;
         }
-        if let Some(guest) = self.guest(who.slot) {
-            guest.busy = false;
-        }
+        let talk = self.talks.get_mut(&self.table, who.slot).filter(|talk| talk.serial == who.serial);
+        let Some(guest) = talk.and_then(|talk| talk.guest.as_deref_mut()) else { return };
+        (guest.busy, guest.working_bytes) = (false, 0);
         let now_s = self.now_s();
         self.count_guest(who.slot, now_s);
         self.hand_out(who.slot);
     }
 
     fn see_off(&mut self, who: Who, guest: &Guest) {
+        self.inbound_bytes -= guest.counted;
         let _ = self.orders.send(Order { who, session: Arc::clone(&guest.session), what: Todo::Closed });
     }
 
     /// Its connection has ended: once what it said is done, so has it.
     pub(super) fn depart(&mut self, slot: SlotId, talk: &mut Talk) {
         let Some(guest) = talk.guest.take() else { return };
-        self.inbound_bytes -= guest.counted;
         let who = Who { reactor: self.number, slot, serial: talk.serial, ask: 0 };
         if guest.busy {
             self.departed.insert(talk.serial, guest);
@@ -297,18 +302,36 @@ impl Reactor {
         self.leave(follows.channel, follows.place);
     }
 
+    pub(super) fn settled(&mut self, id: SlotId) {
+        if let Some(guest) = self.guest(id) {
+            guest.session.settle();
+        }
+    }
+
     pub(super) fn speak(&mut self, id: SlotId, ids: IdForm) {
         if let Some(slot) = self.table.get(id) {
             slot.dialect = Dialect::Cbor(ids);
         }
     }
 
-    /// Where all that it follows is written up to, if that is so.
+    /// Up to where all that it follows is written, as far as anybody can say.
     fn written(&mut self, id: SlotId) -> Option<u64> {
-        if self.table.get(id).is_none_or(|slot| slot.owing) {
+        if self.table.get(id).is_none_or(|slot| slot.owing) || !self.guest(id)?.session.is_settled() {
             return None;
         }
-        Some(self.heads(id)?.get(Source::Pubsub))
+        let talk = self.talks.get(&self.table, id)?;
+        self.hub.channels(|channels, mark| {
+            let mut written = mark.get(Source::Pubsub);
+            for follows in &talk.follows {
+                let member = self.members.get(&follows.channel)?.get(follows.place as usize)?;
+                let channel = channels.get(follows.channel).filter(|channel| !channel.broken)?;
+                // The first that is still to come.
+                if let Some(next) = channel.ring.from(member.cursor)?.next() {
+                    written = written.min(next.frame.sequence.saturating_sub(1));
+                }
+            }
+            Some(written)
+        })
     }
 
     fn confirm(&mut self, id: SlotId, sequence: u64) {
@@ -323,7 +346,13 @@ impl Reactor {
         let Some(slot) = self.table.get(id) else { return };
         let (owing, told) = (slot.owing, slot.told);
         let Some(guest) = self.guest(id) else { return };
-        if now_s.saturating_sub(guest.heard_s) >= SILENCE_S && !guest.paused {
+        // Who is not read, or takes what it is owed, has nothing to answer: others look after these.
+        if owing || guest.paused {
+            guest.heard_s = now_s;
+            guest.half_since_s = guest.half_since_s.map(|_| now_s);
+            return;
+        }
+        if now_s.saturating_sub(guest.heard_s) >= SILENCE_S {
             metrics::dropped("silent");
             return self.hang_up(id, POLICY, "no pong for ten seconds");
         }
@@ -331,7 +360,7 @@ impl Reactor {
             return self.hang_up(id, POLICY, "a message takes too long");
         }
         let regular = now_s.saturating_sub(guest.pinged_s) >= PING_EVERY_S;
-        if owing || !(regular || (told && guest.pings == 0)) {
+        if !(regular || (told && guest.pings == 0)) {
             return;
         }
         // The client answered, but not each ping by itself.

@@ -134,6 +134,8 @@ pub enum Answer {
         cursor: u32,
     },
     Unfollow(ChannelId),
+    /// All of what it was to follow by now it follows.
+    Settled,
     /// It writes ids in this way.
     Speak(IdForm),
     /// Whole messages.

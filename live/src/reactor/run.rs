@@ -190,7 +190,8 @@ impl Reactor {
     }
 
     fn has_ended(&self) -> bool {
-        self.end.is_some_and(|end| self.table.is_empty() || Instant::now() >= end)
+        let is_empty = self.table.is_empty() && self.departed.is_empty();
+        self.end.is_some_and(|end| is_empty || Instant::now() >= end)
     }
 
     fn wait(&self) -> Duration {

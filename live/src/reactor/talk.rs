@@ -317,6 +317,7 @@ impl Reactor {
         let answer = match answer {
             Answer::Follow { member, cursor } => return self.follow(id, member, cursor),
             Answer::Unfollow(channel) => return self.unfollow(id, channel),
+            Answer::Settled => return self.settled(id),
             Answer::Speak(ids) => return self.speak(id, ids),
             Answer::HangUp { code, reason } => return self.hang_up(id, code, reason),
             answer => answer,
@@ -439,20 +440,8 @@ impl Reactor {
 
     /// A sign of life for a WebSocket, with how far all its channels are; nothing where it does not have everything yet.
     pub(super) fn sign_of_life(&self, id: SlotId, dialect: Dialect) -> Option<Bytes> {
-        let mark = self.heads(id)?;
         let talk = self.talks.get(&self.table, id)?;
-        let position = mark.position(&[Source::Events, Source::Topics]);
-        // What a task reads may be further back, and what is asked for is nowhere yet.
-        let elsewhere =
-            talk.extra.as_ref().is_some_and(|extra| !extra.asked.is_empty() || !extra.tasks.is_empty());
-        let says_all = !talk.follows.is_empty() && !elsewhere;
-        Some(dialect.alive(says_all.then_some(&position)))
-    }
-
-    /// How far the streams are, if a WebSocket has everything of all its channels.
-    pub(super) fn heads(&self, id: SlotId) -> Option<Mark> {
-        let talk = self.talks.get(&self.table, id)?;
-        self.hub.channels(|channels, mark| {
+        let mark = self.hub.channels(|channels, mark| {
             for follows in &talk.follows {
                 let member = self.members.get(&follows.channel)?.get(follows.place as usize)?;
                 let channel = channels.get(follows.channel).filter(|channel| !channel.broken)?;
@@ -461,6 +450,12 @@ impl Reactor {
                 }
             }
             Some(mark)
-        })
+        })?;
+        let position = mark.position(&[Source::Events, Source::Topics]);
+        // What a task reads may be further back, and what is asked for is nowhere yet.
+        let elsewhere =
+            talk.extra.as_ref().is_some_and(|extra| !extra.asked.is_empty() || !extra.tasks.is_empty());
+        let says_all = !talk.follows.is_empty() && !elsewhere;
+        Some(dialect.alive(says_all.then_some(&position)))
     }
 }

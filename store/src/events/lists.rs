@@ -12,8 +12,10 @@ pub enum Of {
     User(Uuid),
 }
 
-/// Where a page begins: behind this event.
-pub type After = Option<(i64, i64)>;
+/// Where a page begins: behind the event with this timestamp and place in the order of insertion.
+pub type After = (i64, i64);
+/// Before all.
+pub const BEGINNING: After = (i64::MIN, 0);
 
 pub async fn page(conn: &mut PgConnection, of: Of, after: After, limit: i64) -> sqlx::Result<Vec<Event>> {
     macro_rules! page {
@@ -23,7 +25,7 @@ pub async fn page(conn: &mut PgConnection, of: Of, after: After, limit: i64) -> 
                 event!(),
                 " FROM (SELECT * FROM events WHERE ",
                 $whose,
-                " = $1 AND ($2::bigint IS NULL OR (timestamp, seq) > ($2, $3))
+                " = $1 AND (timestamp, seq) > ($2, $3)
                  ORDER BY timestamp, seq LIMIT $4) e
                  LEFT JOIN due_events d ON (d.timestamp, d.seq) = (e.timestamp, e.seq)
                  ORDER BY e.timestamp, e.seq"
@@ -34,11 +36,5 @@ pub async fn page(conn: &mut PgConnection, of: Of, after: After, limit: i64) -> 
         Of::Collection(id) => (page!("collection_id"), id),
         Of::User(id) => (page!("user_id"), id),
     };
-    sqlx::query_as(sql)
-        .bind(id)
-        .bind(after.map(|(timestamp, _)| timestamp))
-        .bind(after.map(|(_, seq)| seq))
-        .bind(limit)
-        .fetch_all(conn)
-        .await
+    sqlx::query_as(sql).bind(id).bind(after.0).bind(after.1).bind(limit).fetch_all(conn).await
 }

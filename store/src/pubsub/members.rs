@@ -1,15 +1,21 @@
 //! Who subscribes to what. Changes of one subscription come one after the other.
 
-use super::Left;
 use cratemill_protocol::SubscriptionId;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Joined {
-    Done,
-    /// It was a member before, and gets what comes after this message.
-    Before(i64),
+    /// From now on.
+    Done {
+        since: i64,
+        group: Option<i64>,
+    },
+    /// It was a member before.
+    Before {
+        since: i64,
+        group: Option<i64>,
+    },
     TooMany,
     /// Another connection has the session.
     Superseded,
@@ -22,17 +28,18 @@ pub async fn join(
     subscription: SubscriptionId,
     group: &str,
     since: i64,
-    most: i64,
+    (most, most_groups): (i64, i64),
 ) -> sqlx::Result<Joined> {
-    let count: Option<i64> = sqlx::query_scalar(
-        "SELECT (SELECT count(*) FROM pubsub_members m WHERE m.session_id = s.id)
+    let count: Option<(i64, i64)> = sqlx::query_as(
+        "SELECT (SELECT count(*) FROM pubsub_members m WHERE m.session_id = s.id),
+                (SELECT count(*) FROM pubsub_members m WHERE m.session_id = s.id AND \"group\" <> '')
          FROM pubsub_sessions s WHERE id = $1 AND epoch = $2 FOR UPDATE",
     )
     .bind(session)
     .bind(epoch)
     .fetch_optional(&mut *conn)
     .await?;
-    let Some(count) = count else { return Ok(Joined::Superseded) };
+    let Some((count, groups)) = count else { return Ok(Joined::Superseded) };
     sqlx::query("INSERT INTO pubsub_subscriptions (id) VALUES ($1) ON CONFLICT DO NOTHING")
         .bind(subscription.0)
         .execute(&mut *conn)
@@ -52,9 +59,10 @@ pub async fn join(
     .fetch_optional(&mut *conn)
     .await?;
     if let Some(since) = before {
-        return Ok(Joined::Before(since));
+        let group = group_id(conn, subscription, group).await?;
+        return Ok(Joined::Before { since, group });
     }
-    if count >= most {
+    if count >= most || (!group.is_empty() && groups >= most_groups) {
         return Ok(Joined::TooMany);
     }
     sqlx::query(
@@ -64,18 +72,56 @@ pub async fn join(
     .bind(subscription.0)
     .bind(group)
     .bind(since)
-    .execute(conn)
+    .execute(&mut *conn)
     .await?;
-    Ok(Joined::Done)
+    if group.is_empty() {
+        return Ok(Joined::Done { since, group: None });
+    }
+    let (id, since) = found(conn, subscription, group, since).await?;
+    Ok(Joined::Done { since, group: Some(id) })
 }
 
-/// Ends all that a session has of a subscription, and the subscription if nobody has any of it then. Says which groups are
-/// empty; nothing if the session had none of it. In a transaction of the caller's.
+/// The group, which begins behind this message if it is new, and behind which it does.
+async fn found(
+    conn: &mut PgConnection,
+    subscription: SubscriptionId,
+    group: &str,
+    since: i64,
+) -> sqlx::Result<(i64, i64)> {
+    sqlx::query(
+        "INSERT INTO pubsub_groups (subscription_id, \"group\", since) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING",
+    )
+    .bind(subscription.0)
+    .bind(group)
+    .bind(since)
+    .execute(&mut *conn)
+    .await?;
+    sqlx::query_as("SELECT id, since FROM pubsub_groups WHERE subscription_id = $1 AND \"group\" = $2")
+        .bind(subscription.0)
+        .bind(group)
+        .fetch_one(conn)
+        .await
+}
+
+async fn group_id(
+    conn: &mut PgConnection,
+    subscription: SubscriptionId,
+    group: &str,
+) -> sqlx::Result<Option<i64>> {
+    sqlx::query_scalar("SELECT id FROM pubsub_groups WHERE subscription_id = $1 AND \"group\" = $2")
+        .bind(subscription.0)
+        .bind(group)
+        .fetch_optional(conn)
+        .await
+}
+
+/// Ends all that a session has of a subscription, and the subscription if nobody has any of it then. Returns the ids of
+/// groups that are gone; nothing if the session had none of it. In a transaction of the caller's.
 pub async fn leave(
     conn: &mut PgConnection,
     session: Uuid,
     subscription: SubscriptionId,
-) -> sqlx::Result<Option<Vec<Left>>> {
+) -> sqlx::Result<Option<Vec<i64>>> {
     sqlx::query("SELECT FROM pubsub_subscriptions WHERE id = $1 FOR UPDATE")
         .bind(subscription.0)
         .fetch_optional(&mut *conn)
@@ -90,19 +136,22 @@ pub async fn leave(
     if groups.is_empty() {
         return Ok(None);
     }
-    let still: Vec<String> =
-        sqlx::query_scalar("SELECT DISTINCT \"group\" FROM pubsub_members WHERE subscription_id = $1")
-            .bind(subscription.0)
-            .fetch_all(&mut *conn)
-            .await?;
-    if still.is_empty() {
-        sqlx::query("DELETE FROM pubsub_subscriptions WHERE id = $1")
-            .bind(subscription.0)
-            .execute(conn)
-            .await?;
-    }
-    let left = groups.into_iter().filter(|group| !group.is_empty() && !still.contains(group));
-    Ok(Some(left.map(|group| Left { subscription, group }).collect()))
+    let gone: Vec<i64> = sqlx::query_scalar(
+        "DELETE FROM pubsub_groups g WHERE subscription_id = $1 AND NOT EXISTS (
+             SELECT FROM pubsub_members m WHERE (m.subscription_id, m.\"group\") = (g.subscription_id, g.\"group\"))
+         RETURNING id",
+    )
+    .bind(subscription.0)
+    .fetch_all(&mut *conn)
+    .await?;
+    sqlx::query(
+        "DELETE FROM pubsub_subscriptions s WHERE id = $1 AND NOT EXISTS (
+             SELECT FROM pubsub_members m WHERE m.subscription_id = s.id)",
+    )
+    .bind(subscription.0)
+    .execute(conn)
+    .await?;
+    Ok(Some(gone))
 }
 
 /// Whether anybody subscribes to it.

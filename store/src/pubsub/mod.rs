@@ -15,14 +15,8 @@ pub struct Membership {
     pub subscription: SubscriptionId,
     /// Empty: it gets everything.
     pub group: String,
-    /// It gets what comes after this message of the stream.
+    /// It gets what comes after this message of the stream; of a group the group does.
     pub since: i64,
-}
-
-/// A group of a subscription that nobody is in any more.
-#[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
-pub struct Left {
-    #[sqlx(rename = "subscription_id", try_from = "Uuid")]
-    pub subscription: SubscriptionId,
-    pub group: String,
+    /// The group's, if it is one.
+    pub group_id: Option<i64>,
 }

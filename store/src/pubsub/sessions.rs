@@ -1,6 +1,6 @@
 //! Who is connected, and what it has.
 
-use super::{Left, Membership};
+use super::Membership;
 use sqlx::PgConnection;
 use std::time::Duration;
 use uuid::Uuid;
@@ -45,26 +45,27 @@ pub async fn attach(
 
 pub async fn memberships(conn: &mut PgConnection, session: Uuid) -> sqlx::Result<Vec<Membership>> {
     sqlx::query_as(
-        "SELECT subscription_id, \"group\", since FROM pubsub_members WHERE session_id = $1 ORDER BY since",
+        "SELECT m.subscription_id, m.\"group\", coalesce(g.since, m.since) AS since, g.id AS group_id
+         FROM pubsub_members m LEFT JOIN pubsub_groups g USING (subscription_id, \"group\")
+         WHERE m.session_id = $1 ORDER BY m.since",
     )
     .bind(session)
     .fetch_all(conn)
     .await
 }
 
-/// How far clients are, of sessions in these epochs.
-pub async fn confirm(conn: &mut PgConnection, confirmed: &[(Uuid, i64, i64)]) -> sqlx::Result<()> {
-    sqlx::query(
+/// How far clients are, of sessions in these epochs. Returns the sessions that are in them.
+pub async fn confirm(conn: &mut PgConnection, confirmed: &[(Uuid, i64, i64)]) -> sqlx::Result<Vec<Uuid>> {
+    sqlx::query_scalar(
         "UPDATE pubsub_sessions s SET confirmed = greatest(s.confirmed, c.confirmed), seen_at = now()
          FROM (SELECT * FROM unnest($1::uuid[], $2::bigint[], $3::bigint[]) AS c (id, epoch, confirmed) ORDER BY id) c
-         WHERE s.id = c.id AND s.epoch = c.epoch",
+         WHERE s.id = c.id AND s.epoch = c.epoch RETURNING s.id",
     )
     .bind(confirmed.iter().map(|(id, ..)| *id).collect::<Vec<_>>())
     .bind(confirmed.iter().map(|(_, epoch, _)| *epoch).collect::<Vec<_>>())
     .bind(confirmed.iter().map(|(.., confirmed)| *confirmed).collect::<Vec<_>>())
-    .execute(conn)
+    .fetch_all(conn)
     .await
-    .map(drop)
 }
 
 /// Its connection has ended.
@@ -81,22 +82,35 @@ pub async fn detach(conn: &mut PgConnection, session: Uuid, epoch: i64, confirme
     .map(drop)
 }
 
-/// Forgets sessions that have been gone for so long, and subscriptions that nobody has then. Says which groups are empty.
-pub async fn forget(conn: &mut PgConnection, after: Duration, limit: i64) -> sqlx::Result<Vec<Left>> {
-    let gone: Vec<Uuid> = sqlx::query_scalar(
-        "SELECT id FROM pubsub_sessions WHERE node IS NULL AND seen_at < now() - make_interval(secs => $1)
-         ORDER BY seen_at LIMIT $2 FOR UPDATE SKIP LOCKED",
+/// Sessions that nobody was connected with for so long.
+pub async fn old(conn: &mut PgConnection, after: Duration, limit: i64) -> sqlx::Result<Vec<Uuid>> {
+    sqlx::query_scalar(
+        "SELECT id FROM pubsub_sessions WHERE seen_at < now() - make_interval(secs => $1) ORDER BY seen_at LIMIT $2",
     )
     .bind(after.as_secs_f64())
     .bind(limit)
-    .fetch_all(&mut *conn)
+    .fetch_all(conn)
+    .await
+}
+
+/// Forgets one of them, unless somebody came meanwhile, and subscriptions that nobody has then. Returns the ids of groups
+/// that are gone. In a transaction of the caller's.
+pub async fn forget(conn: &mut PgConnection, session: Uuid, after: Duration) -> sqlx::Result<Vec<i64>> {
+    let old: Option<Uuid> = sqlx::query_scalar(
+        "SELECT id FROM pubsub_sessions WHERE id = $1 AND seen_at < now() - make_interval(secs => $2)
+         FOR UPDATE SKIP LOCKED",
+    )
+    .bind(session)
+    .bind(after.as_secs_f64())
+    .fetch_optional(&mut *conn)
     .await?;
-    let mut left = Vec::new();
-    for session in gone {
-        for Membership { subscription, .. } in memberships(&mut *conn, session).await? {
-            left.extend(super::members::leave(&mut *conn, session, subscription).await?.unwrap_or_default());
-        }
-        sqlx::query("DELETE FROM pubsub_sessions WHERE id = $1").bind(session).execute(&mut *conn).await?;
+    let mut gone = Vec::new();
+    if old.is_none() {
+        return Ok(gone);
     }
-    Ok(left)
+    for Membership { subscription, .. } in memberships(&mut *conn, session).await? {
+        gone.extend(super::members::leave(&mut *conn, session, subscription).await?.unwrap_or_default());
+    }
+    sqlx::query("DELETE FROM pubsub_sessions WHERE id = $1").bind(session).execute(conn).await?;
+    Ok(gone)
 }
