@@ -3,7 +3,7 @@
 use super::{
     Cbor, Session, attach, keep, log,
     queue::Group,
-    work::{command, follow, hang_up, push, refuse, unsigned},
+    work::{command, follow, hang_up, refuse, unsigned},
 };
 use crate::{
     dialects::cbor::{Code, Command, Parsed, Refusal},
@@ -110,11 +110,7 @@ async fn one(cbor: &Arc<Cbor>, who: Who, session: &Arc<Session>, command: Comman
             subscribe(cbor, who, session, subscription, &group).await
         }
         Command::Unsubscribe(subscription) => unsubscribe(cbor, who, session, subscription).await,
-        Command::GetLogIndex(id) => {
-            let index = log::index(cbor, session, id).await?;
-            push(cbor, who, &index);
-            Ok(())
-        }
+        Command::GetLogIndex(id) => log::index(cbor, who, session, id).await,
         Command::GetLogEntries(id, entries) => log::entries(cbor, who, session, id, &entries).await,
         Command::Ack(publication) => cbor.queues.ack(cbor, session, publication).await,
         // These go together, before.

@@ -2,7 +2,8 @@
 
 use super::{
     Cbor, Session,
-    work::{framed, push, refuse},
+    speak::Speech,
+    work::{framed, refuse},
 };
 use crate::{
     dialects::cbor::{self, Code, Entry},
@@ -20,17 +21,22 @@ use cratemill_protocol::{SubscriptionId, publication, subjects};
 use cratemill_store::{patience::in_time, pubsub::members};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use std::{sync::Arc, time::Duration};
-use tokio::time::timeout;
+use tokio::{sync::SemaphorePermit, time::timeout};
 use uuid::Uuid;
 
 /// One question to the bus.
 const ANSWER: Duration = Duration::from_secs(10);
 /// Questions for one client at once.
 const AT_ONCE: usize = 16;
-/// Of an answer, as it is written: less than what one client may be owed. A client asks for fewer entries then.
-const MAX_ANSWER_BYTES: usize = 8 << 20;
-/// Of an index, for the same reason.
-const MAX_INDEX: usize = 200_000;
+/// Of the entries of one answer; a client asks for fewer of them then.
+const MAX_ANSWER_BYTES: usize = 16 << 20;
+/// Of all answers that a node makes at a time; further ones wait.
+pub(super) const ANSWERS_BYTES: usize = 256 << 20;
+/// Ids that are written together.
+const IDS: usize = 2_000;
+const ID_BYTES: usize = 16;
+/// How long an answer waits for others.
+const TURN: Duration = Duration::from_secs(20);
 /// Missing entries that are named.
 const MAX_NAMED: usize = 20;
 /// What was missed goes in pieces of so many Issues.
@@ -42,8 +48,9 @@ fn away() -> Why {
     (Code::Unavailable, "the bus is away, try again".into())
 }
 
-/// Everything of it that the stream has, as it is now.
-pub(super) async fn index(cbor: &Cbor, session: &Session, log: SubscriptionId) -> Result<Vec<u8>, Why> {
+/// Everything of it that the stream has, as it is now: however much that is.
+pub(super) async fn index(cbor: &Cbor, who: Who, session: &Session, log: SubscriptionId) -> Result<(), Why> {
+    let mut room = room(cbor, ID_BYTES).await?;
     let (mut publications, filter) = (Vec::new(), subjects::publications(log));
     let jetstream = &cbor.gateway.bus.jetstream;
     let now = timeout(ANSWER, bounds(jetstream, Source::Pubsub)).await;
@@ -56,9 +63,9 @@ pub(super) async fn index(cbor: &Cbor, session: &Session, log: SubscriptionId) -
         let id = str::from_utf8(&stored.payload).unwrap_or_default();
         if let Some(issue) = Issue::parse(stored.sequence, &stored.subject, id) {
             publications.push(issue.publication);
-        }
-        if publications.len() > MAX_INDEX {
-            return Err((Code::TooLarge, format!("the log has more than {MAX_INDEX} entries")));
+            if publications.len().is_multiple_of(IDS) {
+                room.merge(self::room(cbor, IDS * ID_BYTES).await?);
+            }
         }
     }
     if publications.is_empty() {
@@ -68,7 +75,25 @@ pub(super) async fn index(cbor: &Cbor, session: &Session, log: SubscriptionId) -
             return Err((Code::UnknownLog, "there is no such log".into()));
         }
     }
-    Ok(cbor::index(log, &publications, session.forms().0))
+    let (ids, _) = session.forms();
+    let mut speech = Speech::begin(cbor, who);
+    let said = async {
+        speech.say(&cbor::index(log, publications.len(), ids)).await?;
+        for some in publications.chunks(IDS) {
+            speech.say(&cbor::ids(some, ids)).await?;
+        }
+        speech.end().await
+    };
+    // Nobody is there any more to be told otherwise.
+    let _ = said.await;
+    Ok(())
+}
+
+/// For so many bytes of an answer.
+async fn room(cbor: &Cbor, bytes: usize) -> Result<SemaphorePermit<'_>, Why> {
+    let room = cbor.answers.acquire_many(u32::try_from(bytes).unwrap_or(u32::MAX));
+    let room = timeout(TURN, room).await.ok().and_then(Result::ok);
+    room.ok_or_else(|| (Code::Unavailable, "this node has too much to answer, try again".into()))
 }
 
 /// Those that are there, in the order in which they were asked for, and one error that names the others.
@@ -80,23 +105,34 @@ pub(super) async fn entries(
     ids: &[Uuid],
 ) -> Result<(), Why> {
     let found = stream::iter(ids.iter().copied().map(|id| entry(cbor, log, id))).buffered(AT_ONCE);
-    let (mut entries, mut missing, mut bytes) = (Vec::new(), Vec::new(), 0);
+    let (mut entries, mut missing, mut bytes, mut room) = (Vec::new(), Vec::new(), 0, room(cbor, 1).await?);
     futures_util::pin_mut!(found);
     while let Some((id, entry)) = found.try_next().await? {
         let Some(entry) = entry else {
             missing.push(id);
             continue;
         };
-        // A number in an array may be two bytes long.
-        bytes += entry.data.len() * 2 + 128;
+        bytes += entry.data.len();
         if bytes > MAX_ANSWER_BYTES {
             let message = format!("more than {MAX_ANSWER_BYTES} bytes: ask for fewer entries at once");
             return Err((Code::TooLarge, message));
         }
+        room.merge(self::room(cbor, entry.data.len()).await?);
         entries.push(entry);
     }
     let (ids, data) = session.forms();
-    push(cbor, who, &cbor::entries(&entries, ids, data));
+    let mut speech = Speech::begin(cbor, who);
+    let said = async {
+        speech.say(&cbor::entries(entries.len())).await?;
+        for entry in &entries {
+            speech.say(&cbor::entry(entry, ids, data)).await?;
+        }
+        speech.end().await
+    };
+    if said.await.is_err() {
+        return Ok(());
+    }
+    drop(room);
     if !missing.is_empty() {
         missing.dedup();
         let named: Vec<String> = missing.iter().take(MAX_NAMED).map(Uuid::to_string).collect();

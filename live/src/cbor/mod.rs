@@ -16,6 +16,7 @@ mod keep;
 mod log;
 mod queue;
 mod session;
+mod speak;
 mod work;
 
 pub use session::Session;
@@ -27,7 +28,7 @@ use cratemill_store::PgPool;
 use queue::Queues;
 use session::Sessions;
 use std::{sync::Arc, time::Duration};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 
 use crate::reactor::Order;
 
@@ -42,6 +43,8 @@ pub struct Cbor {
     queues: Queues,
     /// Bytes of a publication.
     most: usize,
+    /// Bytes of answers that are made at this moment.
+    answers: Semaphore,
     require_v4: bool,
     kept: Duration,
 }
@@ -63,6 +66,7 @@ impl Cbor {
             node: format!("{:016x}", rand::random::<u64>()),
             sessions: Sessions::default(),
             most: config.max_publication_bytes as usize,
+            answers: Semaphore::new(log::ANSWERS_BYTES),
             require_v4: config.require_v4_sessions,
             kept: Duration::from_secs(u64::from(config.session_days) * 24 * 3_600),
         });

@@ -8,11 +8,12 @@ use axum::{
     http::HeaderMap,
     response::{IntoResponse, Response},
 };
+use bytes::Bytes;
 use cratemill_protocol::UserId;
 use cratemill_service::{clock, http::PeerAddr};
 use cratemill_store::users::{self, User};
 use serde_json::json;
-use std::sync::Arc;
+use std::{net::SocketAddr, sync::Arc};
 use uuid::Uuid;
 
 pub(super) async fn sign_up(
@@ -21,12 +22,8 @@ pub(super) async fn sign_up(
     headers: HeaderMap,
     request: Request,
 ) -> Result<Response, Error> {
-    if let Err(error) = api.limits.address(&headers, peer.ip()) {
-        body::discard(request).await;
-        return Err(error);
-    }
     let SignUp { credentials: Credentials { username, password }, collection_id } =
-        SignUp::parse(&body::read(request).await?)?;
+        SignUp::parse(&admitted(&api, peer, &headers, request).await?)?;
     api.limits.name(&headers, peer.ip(), &username)?;
     // Nobody waits a fifth of a second for what is known now.
     if users::is_taken(&mut *api.pool.acquire().await?, &username).await? {
@@ -47,11 +44,8 @@ pub(super) async fn log_in(
     headers: HeaderMap,
     request: Request,
 ) -> Result<Response, Error> {
-    if let Err(error) = api.limits.address(&headers, peer.ip()) {
-        body::discard(request).await;
-        return Err(error);
-    }
-    let Credentials { username, password } = Credentials::parse(&body::read(request).await?)?;
+    let Credentials { username, password } =
+        Credentials::parse(&admitted(&api, peer, &headers, request).await?)?;
     api.limits.name(&headers, peer.ip(), &username)?;
     // Postgres has no room for it, and so nobody of that name.
     let user = if username.contains('\0') {
@@ -64,4 +58,18 @@ pub(super) async fn log_in(
     let id = id.filter(|_| is_right).ok_or(Error::Credentials)?;
     let jwt = api.tokens.issue(id, clock::now_s()).ok_or(Error::Away("no secret is configured"))?;
     Ok(Json(json!({"jwt": jwt})).into_response())
+}
+
+/// The body, if as much may be tried from there.
+async fn admitted(
+    api: &EventApi,
+    peer: SocketAddr,
+    headers: &HeaderMap,
+    request: Request,
+) -> Result<Bytes, Error> {
+    if let Err(error) = api.limits.address(headers, peer.ip()) {
+        body::discard(request).await;
+        return Err(error);
+    }
+    body::read(request).await
 }

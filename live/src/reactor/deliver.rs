@@ -56,7 +56,9 @@ impl Reactor {
 
     /// One member. Nobody is closed here.
     fn tell(&mut self, channel: ChannelId, member: &mut Member, told: &mut Telling) {
-        let Some(slot) = self.table.get(member.slot).filter(|slot| !slot.owing && !slot.leaving) else {
+        let Some(slot) =
+            self.table.get(member.slot).filter(|slot| !slot.owing && !slot.leaving && !slot.speaking)
+        else {
             return;
         };
         let dialect = slot.dialect;
@@ -190,6 +192,7 @@ impl Reactor {
             }
         }
         self.listen(id);
+        self.has_spoken(id);
         self.go_on(id);
     }
 

@@ -17,13 +17,14 @@ use super::{
 use crate::{
     cbor::Session,
     dialects::{Dialect, cbor::IdForm},
-    engine::{Source, channel::ChannelId, hub},
+    engine::{Source, channel::ChannelId, hub, viewer::DropReason},
     metrics,
     ws::frames::{self, Fault, Incoming, POLICY, Rules, TRY_AGAIN},
 };
 use bytes::Bytes;
 use nix::sys::epoll::EpollEvent;
 use std::{collections::VecDeque, sync::Arc};
+use tokio::sync::OwnedSemaphorePermit;
 
 /// Messages that wait before the socket is not read any more,
 const MAX_WAITING: usize = 256;
@@ -31,14 +32,16 @@ const MAX_WAITING: usize = 256;
 const MAX_WAITING_BYTES: usize = 256 * 1024;
 /// All that all clients of a node have said and that is not done, half messages too.
 const INBOUND_BYTES: usize = 256 << 20;
+/// Messages that wait for the end of a long one.
+const MAX_HELD: usize = 1_024;
 /// What a client may have said of that at any time.
 const SMALL_BYTES: usize = 64 * 1024;
 /// A client that says nothing for so long is gone. It answers pings.
-const SILENCE_S: u32 = 10;
-/// A ping at least so often.
-const PING_EVERY_S: u32 = 5;
+const SILENCE_MS: u32 = 10_000;
+/// A ping at least every five seconds: it is looked at once a second, and the first comes in time too.
+const PING_AFTER_MS: u32 = 4_300;
 /// A message may take so long to come.
-const MESSAGE_S: u32 = 120;
+const MESSAGE_MS: u32 = 120_000;
 
 /// What is to be done for a client.
 #[derive(Debug)]
@@ -87,16 +90,20 @@ pub(super) struct Guest {
     paused: bool,
     /// It said goodbye: so it is answered when all is done.
     goodbye: Option<Goodbye>,
-    /// Seconds of the reactor: when it said something,
-    heard_s: u32,
-    /// when it got a ping,
-    pinged_s: u32,
-    /// and since when it is in the middle of a message.
-    half_since_s: Option<u32>,
+    /// Milliseconds of the reactor, which begin anew every few weeks: when it said something,
+    heard_ms: u32,
+    /// and when it got a ping.
+    pinged_ms: u32,
+    /// And since when it is in the middle of a message.
+    half_since_ms: Option<u32>,
     /// Pings that it did not answer.
     pings: u8,
     /// With the first of them it had everything up to there.
     pinged_at: Option<u64>,
+    /// What waits for the end of a message of several frames,
+    held: VecDeque<Bytes>,
+    /// all of which are there.
+    is_said: bool,
 }
 
 /// With a code, or without.
@@ -104,7 +111,7 @@ pub(super) struct Guest {
 struct Goodbye(Option<u16>);
 
 impl Guest {
-    pub(super) fn new(session: Arc<Session>, now_s: u32) -> Self {
+    pub(super) fn new(session: Arc<Session>, now_ms: u32) -> Self {
         Self {
             session,
             waiting: VecDeque::new(),
@@ -114,11 +121,13 @@ impl Guest {
             busy: true,
             paused: false,
             goodbye: None,
-            heard_s: now_s,
-            pinged_s: now_s,
-            half_since_s: None,
+            heard_ms: now_ms,
+            pinged_ms: now_ms,
+            half_since_ms: None,
             pings: 0,
             pinged_at: None,
+            held: VecDeque::new(),
+            is_said: false,
         }
     }
 
@@ -148,6 +157,11 @@ impl Reactor {
         u32::try_from(self.began.elapsed().as_secs()).unwrap_or(u32::MAX)
     }
 
+    #[allow(clippy::cast_possible_truncation, reason = "it begins anew")]
+    pub(super) fn now_ms(&self) -> u32 {
+        self.began.elapsed().as_millis() as u32
+    }
+
     fn guest(&mut self, id: SlotId) -> Option<&mut Guest> {
         self.talks.get_mut(&self.table, id)?.guest.as_deref_mut()
     }
@@ -166,25 +180,26 @@ impl Reactor {
     }
 
     pub(super) fn hear_guest(&mut self, id: SlotId, bytes: &[u8]) {
-        let (now_s, rules) = (self.now_s(), self.rules);
+        let (now_ms, rules) = (self.now_ms(), self.rules);
         let Some(talk) = self.talks.get_mut(&self.table, id) else { return };
         if let Some(guest) = &mut talk.guest {
-            guest.heard_s = now_s;
+            guest.heard_ms = now_ms;
         }
         talk.extra().inbound.feed(bytes);
         loop {
             let Some(talk) = self.talks.get_mut(&self.table, id) else { return };
             match talk.extra().inbound.pop(&rules) {
                 Ok(None) => break,
-                Ok(Some(incoming)) => self.heard(id, incoming, now_s),
+                Ok(Some(incoming)) => self.heard(id, incoming),
                 Err(Fault { code, reason }) => return self.hang_up(id, code, reason),
             }
         }
-        self.count_guest(id, now_s);
+        self.count_guest(id);
         self.hand_out(id);
     }
 
-    fn heard(&mut self, id: SlotId, incoming: Incoming, now_s: u32) {
+    fn heard(&mut self, id: SlotId, incoming: Incoming) {
+        let now_s = self.now_s();
         let Some(talk) = self.talks.get_mut(&self.table, id) else { return };
         let is_ping = matches!(incoming, Incoming::Ping(_));
         if is_ping && !talk.may_speak(now_s) {
@@ -200,7 +215,7 @@ impl Reactor {
             Incoming::Binary(bytes) => Said::Command(bytes),
             Incoming::Text(_) => Said::Text,
             Incoming::TooBig => Said::TooBig,
-            Incoming::Ping(payload) => return self.say(id, frames::pong(payload), None),
+            Incoming::Ping(payload) => return self.say_now(id, frames::pong(payload), None),
             Incoming::Pong => return guest.answered(),
             Incoming::Close(code) => {
                 guest.goodbye = Some(Goodbye(code));
@@ -208,17 +223,18 @@ impl Reactor {
             }
         };
         // The next one has its own time.
-        guest.half_since_s = None;
+        guest.half_since_ms = None;
         guest.waiting_bytes += said.bytes();
         guest.waiting.push_back(said);
     }
 
     /// What it has said counts among what all have.
-    fn count_guest(&mut self, id: SlotId, now_s: u32) {
+    fn count_guest(&mut self, id: SlotId) {
+        let now_ms = self.now_ms();
         let Some(talk) = self.talks.get_mut(&self.table, id) else { return };
         let half = talk.extra.as_ref().map_or(0, |extra| extra.inbound.len());
         let Some(guest) = &mut talk.guest else { return };
-        guest.half_since_s = if half > 0 { guest.half_since_s.or(Some(now_s)) } else { None };
+        guest.half_since_ms = if half > 0 { guest.half_since_ms.or(Some(now_ms)) } else { None };
         let (was, is) = (guest.counted, half + guest.waiting_bytes + guest.working_bytes);
         guest.counted = is;
         self.inbound_bytes = self.inbound_bytes + is - was;
@@ -266,8 +282,7 @@ impl Reactor {
         let talk = self.talks.get_mut(&self.table, who.slot).filter(|talk| talk.serial == who.serial);
         let Some(guest) = talk.and_then(|talk| talk.guest.as_deref_mut()) else { return };
         (guest.busy, guest.working_bytes) = (false, 0);
-        let now_s = self.now_s();
-        self.count_guest(who.slot, now_s);
+        self.count_guest(who.slot);
         self.hand_out(who.slot);
     }
 
@@ -316,7 +331,9 @@ impl Reactor {
 
     /// Up to where all that it follows is written, as far as anybody can say.
     fn written(&mut self, id: SlotId) -> Option<u64> {
-        if self.table.get(id).is_none_or(|slot| slot.owing) || !self.guest(id)?.session.is_settled() {
+        if self.table.get(id).is_none_or(|slot| slot.owing || slot.speaking)
+            || !self.guest(id)?.session.is_settled()
+        {
             return None;
         }
         let talk = self.talks.get(&self.table, id)?;
@@ -342,33 +359,33 @@ impl Reactor {
 
     /// Once a second.
     pub(super) fn look_after_guest(&mut self, id: SlotId) {
-        let now_s = self.now_s();
+        let now_ms = self.now_ms();
         let Some(slot) = self.table.get(id) else { return };
         let (owing, told) = (slot.owing, slot.told);
         let Some(guest) = self.guest(id) else { return };
         // Who is not read, or takes what it is owed, has nothing to answer: others look after these.
         if owing || guest.paused {
-            guest.heard_s = now_s;
-            guest.half_since_s = guest.half_since_s.map(|_| now_s);
+            guest.heard_ms = now_ms;
+            guest.half_since_ms = guest.half_since_ms.map(|_| now_ms);
             return;
         }
-        if now_s.saturating_sub(guest.heard_s) >= SILENCE_S {
+        if now_ms.wrapping_sub(guest.heard_ms) >= SILENCE_MS {
             metrics::dropped("silent");
             return self.hang_up(id, POLICY, "no pong for ten seconds");
         }
-        if guest.half_since_s.is_some_and(|since| now_s.saturating_sub(since) >= MESSAGE_S) {
+        if guest.half_since_ms.is_some_and(|since| now_ms.wrapping_sub(since) >= MESSAGE_MS) {
             return self.hang_up(id, POLICY, "a message takes too long");
         }
-        let regular = now_s.saturating_sub(guest.pinged_s) >= PING_EVERY_S;
+        let regular = now_ms.wrapping_sub(guest.pinged_ms) >= PING_AFTER_MS;
         if !(regular || (told && guest.pings == 0)) {
             return;
         }
         // The client answered, but not each ping by itself.
-        let answers = guest.heard_s > guest.pinged_s;
+        let answers = now_ms.wrapping_sub(guest.heard_ms) < now_ms.wrapping_sub(guest.pinged_ms);
         if regular && answers {
             (guest.pings, guest.pinged_at) = (0, None);
         }
-        guest.pinged_s = now_s;
+        guest.pinged_ms = now_ms;
         let is_first = guest.pings == 0;
         guest.pings = guest.pings.saturating_add(1);
         if is_first {
@@ -402,6 +419,45 @@ impl Reactor {
         if let Some(stream) = &slot.stream {
             // If it fails, the sweep ends the connection.
             let _ = self.epoll.modify(stream, &mut EpollEvent::new(flags, id.into()));
+        }
+    }
+
+    /// A frame of a message. What else is to be said waits for the last of them.
+    pub(super) fn piece(&mut self, who: Who, bytes: Bytes, is_last: bool, room: OwnedSemaphorePermit) {
+        let id = who.slot;
+        if self.talks.get(&self.table, id).is_none_or(|talk| talk.serial != who.serial) {
+            return;
+        }
+        let Some(slot) = self.table.get(id).filter(|slot| !slot.leaving) else { return };
+        (slot.speaking, slot.told) = (true, true);
+        if let Some(guest) = self.guest(id) {
+            guest.is_said = is_last;
+        }
+        self.say_now(id, bytes, Some(room));
+        if self.table.get(id).is_some_and(|slot| !slot.owing) && is_last {
+            self.has_spoken(id);
+            self.go_on(id);
+        }
+    }
+
+    pub(super) fn hold(&mut self, id: SlotId, bytes: Bytes) {
+        let Some(guest) = self.guest(id) else { return };
+        guest.held.push_back(bytes);
+        if guest.held.len() > MAX_HELD {
+            self.drop_for(id, DropReason::Slow);
+        }
+    }
+
+    /// A message of several frames is written, if it is: then what waited for that.
+    pub(super) fn has_spoken(&mut self, id: SlotId) {
+        let Some(guest) = self.guest(id).filter(|guest| guest.is_said) else { return };
+        guest.is_said = false;
+        let held = std::mem::take(&mut guest.held);
+        if let Some(slot) = self.table.get(id) {
+            slot.speaking = false;
+        }
+        for bytes in held {
+            self.say(id, bytes, None);
         }
     }
 

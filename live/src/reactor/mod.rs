@@ -140,6 +140,12 @@ pub enum Answer {
     Speak(IdForm),
     /// Whole messages.
     Push(Bytes),
+    /// A frame of a message, between whose frames nothing else comes. No more of them come before some are written.
+    Piece {
+        bytes: Bytes,
+        is_last: bool,
+        room: OwnedSemaphorePermit,
+    },
     /// All it said is done.
     Done,
     /// It has to go.

@@ -258,7 +258,7 @@ impl Reactor {
 
     /// Puts a connection where it belongs; what it has said already is returned.
     fn enter(&mut self, id: SlotId, kind: Kind) -> Bytes {
-        let now_s = self.now_s();
+        let now_ms = self.now_ms();
         let Some(slot) = self.table.get(id) else { return Bytes::new() };
         match kind {
             Kind::Events { member, cursor } => {
@@ -276,7 +276,7 @@ impl Reactor {
             }
             Kind::Guest { session, early, reactor: _ } => {
                 self.serial = self.serial.wrapping_add(1);
-                let guest = Box::new(Guest::new(session, now_s));
+                let guest = Box::new(Guest::new(session, now_ms));
                 slot.member = self.talks.put(Talk::new(self.serial, None, Some(guest)));
                 early
             }

@@ -21,6 +21,8 @@ pub(super) struct Slot {
     pub(super) heard: bool,
     /// It got something that it has not confirmed.
     pub(super) told: bool,
+    /// It is in the middle of a message of several frames.
+    pub(super) speaking: bool,
     /// It says goodbye once it has what it is owed.
     pub(super) leaving: bool,
     /// Sweeps since then.

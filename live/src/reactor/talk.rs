@@ -306,6 +306,7 @@ impl Reactor {
     pub(super) fn answered(&mut self, who: Who, answer: Answer) {
         let answer = match answer {
             Answer::Push(bytes) => return self.push(who, bytes),
+            Answer::Piece { bytes, is_last, room } => return self.piece(who, bytes, is_last, room),
             Answer::Done => return self.is_done(who),
             answer => answer,
         };
@@ -393,6 +394,15 @@ impl Reactor {
         if slot.leaving {
             return;
         }
+        if slot.speaking {
+            return self.hold(id, bytes);
+        }
+        self.say_now(id, bytes, room);
+    }
+
+    /// Also in the middle of a message of several frames.
+    pub(super) fn say_now(&mut self, id: SlotId, bytes: Bytes, room: Option<OwnedSemaphorePermit>) {
+        let Some(slot) = self.table.get(id) else { return };
         if !slot.owing {
             return self.give(id, &bytes);
         }

@@ -253,8 +253,18 @@ pub fn put_text(text: &[u8], out: &mut BytesMut) {
     put(Data::Text, text, out);
 }
 
+/// A piece of a binary message.
+pub fn put_piece(is_first: bool, is_last: bool, piece: &[u8], out: &mut BytesMut) {
+    let data = if is_first { Data::Binary } else { Data::Continue };
+    put_frame(data, is_last, piece, out);
+}
+
 fn put(data: Data, payload: &[u8], out: &mut BytesMut) {
-    let header = FrameHeader { is_final: true, opcode: OpCode::Data(data), ..FrameHeader::default() };
+    put_frame(data, true, payload, out);
+}
+
+fn put_frame(data: Data, is_final: bool, payload: &[u8], out: &mut BytesMut) {
+    let header = FrameHeader { is_final, opcode: OpCode::Data(data), ..FrameHeader::default() };
     // Writing to memory cannot fail.
     let _ = header.format(payload.len() as u64, &mut out.writer());
     out.put_slice(payload);
@@ -447,6 +457,11 @@ mod tests {
         assert_eq!(out, b"\x81\x02{}"[..]);
         put_binary(b"x", &mut out);
         assert_eq!(out, b"\x81\x02{}\x82\x01x"[..]);
+        let mut out = BytesMut::new();
+        for (first, last) in [(true, false), (false, false), (false, true)] {
+            put_piece(first, last, b"x", &mut out);
+        }
+        assert_eq!(out, b"\x02\x01x\x00\x01x\x80\x01x"[..]);
         assert_eq!(close(1008, "no"), b"\x88\x04\x03\xf0no"[..]);
         assert_eq!(close_without_code(), b"\x88\x00"[..]);
         assert_eq!(pong(vec![7]), b"\x8a\x01\x07"[..]);

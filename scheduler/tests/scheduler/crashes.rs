@@ -93,7 +93,9 @@ async fn a_leader_that_sleeps_is_woken_by_what_is_due_earlier(pool: PgPool) {
     world.insert("much later", 1_000_000).await;
     let soon = world.insert("soon", 1).await;
     let now = world.insert("now", 0).await;
-    assert_eq!(world.published_ids(2).await, [now, soon]);
+    // Which is first depends on how much of the second was left.
+    let published = world.published_ids(2).await;
+    assert!(published.contains(&now) && published.contains(&soon));
     first.abort();
     second.abort();
     let _ = (first.await, second.await);

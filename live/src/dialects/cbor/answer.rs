@@ -17,11 +17,18 @@ pub fn issue(SubscriptionId(subscription): SubscriptionId, publication: Uuid, id
     writer.out.into_writer()
 }
 
-pub fn index(SubscriptionId(log): SubscriptionId, publications: &[Uuid], ids: IdForm) -> Vec<u8> {
+/// The beginning of an index of so many, which [`ids`] go on with.
+pub fn index(SubscriptionId(log): SubscriptionId, count: usize, ids: IdForm) -> Vec<u8> {
     let mut writer = Writer::new("LogIndex");
     writer.array(2);
     writer.id(log, ids);
-    writer.array(publications.len());
+    writer.array(count);
+    writer.out.into_writer()
+}
+
+/// The next of an index.
+pub fn ids(publications: &[Uuid], ids: IdForm) -> Vec<u8> {
+    let mut writer = Writer { out: Encoder::new(Vec::new()) };
     for publication in publications {
         writer.id(*publication, ids);
     }
@@ -36,18 +43,22 @@ pub struct Entry {
     pub data: bytes::Bytes,
 }
 
-pub fn entries(entries: &[Entry], ids: IdForm, form: DataForm) -> Vec<u8> {
+/// The beginning of so many entries, each of which is an [`entry`].
+pub fn entries(count: usize) -> Vec<u8> {
     let mut writer = Writer::new("LogEntry");
-    writer.array(entries.len());
-    for Entry { publication, subscription, data } in entries {
-        writer.map(3);
-        writer.text("publication_id");
-        writer.id(*publication, ids);
-        writer.text("subscription_id");
-        writer.id(subscription.0, ids);
-        writer.text("data");
-        writer.data(data, form);
-    }
+    writer.array(count);
+    writer.out.into_writer()
+}
+
+pub fn entry(Entry { publication, subscription, data }: &Entry, ids: IdForm, form: DataForm) -> Vec<u8> {
+    let mut writer = Writer { out: Encoder::new(Vec::new()) };
+    writer.map(3);
+    writer.text("publication_id");
+    writer.id(*publication, ids);
+    writer.text("subscription_id");
+    writer.id(subscription.0, ids);
+    writer.text("data");
+    writer.data(data, form);
     writer.out.into_writer()
 }
 
@@ -120,18 +131,14 @@ mod tests {
     fn golden() {
         let (s, id) = (SubscriptionId(ID), ID.simple().to_string());
         assert_eq!(hex(issue(s, ID, IdForm::Bytes)), format!("a16549737375658250{id}50{id}"));
-        let expected = format!("a1684c6f67496e6465788250{id}8150{id}");
-        assert_eq!(hex(index(s, &[ID], IdForm::Bytes)), expected);
-        assert_eq!(hex(entries(&[], IdForm::Bytes, DataForm::Array)), "a1684c6f67456e74727980");
-        let entry = Entry { publication: ID, subscription: s, data: vec![1, 24].into() };
-        let begin = format!(
-            "a1684c6f67456e74727981a36e7075626c69636174696f6e5f696450{id}6f737562736372697074696f6e5f696450{id}6464617461"
-        );
-        assert_eq!(
-            hex(entries(std::slice::from_ref(&entry), IdForm::Bytes, DataForm::Array)),
-            begin.clone() + "82011818"
-        );
-        assert_eq!(hex(entries(&[entry], IdForm::Bytes, DataForm::Bytes)), begin + "420118");
+        assert_eq!(hex(index(s, 1, IdForm::Bytes)), format!("a1684c6f67496e6465788250{id}81"));
+        assert_eq!(hex(ids(&[ID, ID], IdForm::Bytes)), format!("50{id}50{id}"));
+        assert_eq!(hex(entries(0)), "a1684c6f67456e74727980");
+        let one = Entry { publication: ID, subscription: s, data: vec![1, 24].into() };
+        let begin =
+            format!("a36e7075626c69636174696f6e5f696450{id}6f737562736372697074696f6e5f696450{id}6464617461");
+        assert_eq!(hex(entry(&one, IdForm::Bytes, DataForm::Array)), begin.clone() + "82011818");
+        assert_eq!(hex(entry(&one, IdForm::Bytes, DataForm::Bytes)), begin + "420118");
         let expected = "a1654572726f72a264636f64656474657874676d65737361676562 6e6f".replace(' ', "");
         assert_eq!(hex(error(Code::Text, "no", None, IdForm::Bytes)), expected);
         assert!(hex(error(Code::Text, "no", Some(ID), IdForm::Text)).starts_with("a1654572726f72a3"));

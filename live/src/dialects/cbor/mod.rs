@@ -18,7 +18,7 @@
 mod answer;
 mod command;
 
-pub use answer::{Entry, entries, error, index, issue};
+pub use answer::{Entry, entries, entry, error, ids, index, issue};
 pub use command::{Command, Parsed, Refusal, parse};
 
 /// How a client writes ids.

@@ -20,7 +20,10 @@ async fn sign_up_log_in_insert_watch(pool: PgPool) {
     user.insert(&node, "now", 0, json!({"n": 1})).await;
     let cancelled = ok(user.get(&node, &format!("/events/{never}/cancel"))).await;
     assert_eq!(cancelled["event"]["cancelled"], true);
-    assert_eq!(watcher.names(2).await, named(&[("now", "{\"n\":1}"), ("later", "\"second\"")]));
+    // Which is first depends on how much of the second was left.
+    let mut names = watcher.names(2).await;
+    names.sort();
+    assert_eq!(names, named(&[("later", "\"second\""), ("now", "{\"n\":1}")]));
     let list = ok(user.get(&node, "/events/user")).await;
     let shown: Vec<_> = list["events"]
         .as_array()
@@ -28,7 +31,8 @@ async fn sign_up_log_in_insert_watch(pool: PgPool) {
         .iter()
         .map(|event| (event["event"].as_str().unwrap(), event["published"].as_bool().unwrap()))
         .collect();
-    assert_eq!(shown, [("now", true), ("later", true), ("never", false)]);
+    assert_eq!(shown.last(), Some(&("never", false)));
+    assert!(shown.contains(&("now", true)) && shown.contains(&("later", true)), "{shown:?}");
     assert_eq!(list["info"], list["events"], "it is the user's own collection");
     let list = ok(user.get(&node, &format!("/events/collections/{COLLECTION}"))).await;
     assert_eq!(list["events"].as_array().unwrap().len(), 3);
