@@ -50,8 +50,7 @@ pub(super) async fn cancel_one(
     id: Result<Path<String>, PathRejection>,
     headers: HeaderMap,
 ) -> Result<Response, Error> {
-    let user = api.tokens.user(&headers, clock::now_s())?;
-    api.exists(user).await?;
+    let (user, _) = api.caller(&headers).await?;
     let id = id.ok().and_then(|Path(id)| id.parse().ok()).ok_or(Error::Unknown)?;
     match cancel(&mut *api.pool.acquire().await?, EventId(id), user).await? {
         Cancelled::Now(event) => Ok(answer(&event)),

@@ -9,7 +9,6 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
-use cratemill_service::clock;
 use cratemill_store::{
     PgPool,
     events::lists::{After, BEGINNING, Of, page},
@@ -27,8 +26,7 @@ pub(super) async fn of_collection(
     id: Result<Path<String>, PathRejection>,
     headers: HeaderMap,
 ) -> Result<Response, Error> {
-    let user = api.tokens.user(&headers, clock::now_s())?;
-    api.exists(user).await?;
+    api.caller(&headers).await?;
     // What is no id is the id of nothing.
     let id = id.ok().and_then(|Path(id)| id.parse().ok());
     Ok(answer(&api, vec![("{\"events\":[", id.map(Of::Collection))]))
@@ -36,8 +34,7 @@ pub(super) async fn of_collection(
 
 /// Those of the user's own collection, and those that the user has inserted anywhere.
 pub(super) async fn of_user(State(api): State<Arc<EventApi>>, headers: HeaderMap) -> Result<Response, Error> {
-    let user = api.tokens.user(&headers, clock::now_s())?;
-    let own = api.exists(user).await?;
+    let (user, own) = api.caller(&headers).await?;
     let parts =
         vec![("{\"info\":[", Some(Of::Collection(own.0))), ("],\"events\":[", Some(Of::User(user.0)))];
     Ok(answer(&api, parts))

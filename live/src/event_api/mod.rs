@@ -23,11 +23,11 @@ mod token;
 use crate::{config::EventApiConfig, gateway::Gateway};
 use axum::{
     Router,
-    http::{HeaderName, HeaderValue, Method, header},
+    http::{HeaderMap, HeaderName, HeaderValue, Method, header},
     routing::{get, post},
 };
 use cratemill_protocol::{CollectionId, UserId};
-use cratemill_service::Context;
+use cratemill_service::{Context, clock};
 use cratemill_store::{PgPool, users};
 use error::Error;
 use inserter::Inserter;
@@ -75,10 +75,11 @@ impl EventApi {
         })
     }
 
-    /// A token outlives its user.
-    async fn exists(&self, user: UserId) -> Result<CollectionId, Error> {
+    /// Who asks, and which collection is theirs. A token may outlive its user.
+    async fn caller(&self, headers: &HeaderMap) -> Result<(UserId, CollectionId), Error> {
+        let user = self.tokens.user(headers, clock::now_s())?;
         let collection = users::collection(&mut *self.pool.acquire().await?, user).await?;
-        collection.ok_or(Error::Token)
+        Ok((user, collection.ok_or(Error::Token)?))
     }
 }
 
