@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! begin a term -> note what the stream has beyond what is noted -> publish what was claimed and is not there
-//!   -> claim what is due -> publish -> confirm, and claim what is due by now -> ... -> sleep until the next is due
+//!   -> claim what is due -> publish, and meanwhile confirm what was published before and claim what is due by now -> ...
+//!   -> sleep until the next is due
 //! ```
 //! A claim commits before anything is published: from then on nobody can cancel these events, and whoever leads next
 //! publishes what the stream does not have of them. Anything that goes wrong begins a new term.
@@ -10,7 +11,11 @@
 use crate::{Scheduler, alarm::until, metrics, timeline};
 use anyhow::{Context as _, ensure};
 use cratemill_protocol::{EventId, subjects};
-use cratemill_service::{bus::Bus, clock, outage::Outage};
+use cratemill_service::{
+    bus::{Bus, Sent},
+    clock,
+    outage::Outage,
+};
 use cratemill_store::{
     Connection as _, PgConnection, database,
     events::schedule::{self, Fired, Firing, Term},
@@ -22,6 +27,8 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 /// Events of one claim: few enough that the first of many is published soon, and 6 MB at most.
 const BATCH: i64 = 256;
+/// Published events that are confirmed though others are due. Whoever leads next looks for these in the stream, one by one.
+const MAX_UNCONFIRMED: usize = 1_024;
 /// Without any hint: what a lost one costs at most.
 const POLL: Duration = Duration::from_secs(2);
 /// Of the connection that events are published with.
@@ -39,14 +46,11 @@ pub(crate) async fn run(scheduler: &Scheduler) -> Infallible {
 async fn publish_all(scheduler: &Scheduler, outage: &mut Outage) -> anyhow::Result<Infallible> {
     let mut hints = scheduler.bus.client.subscribe(subjects::SCHEDULE).await.context("no hints")?;
     let mut conn = database::dedicated(&scheduler.pool, STATEMENT).await.context("no connection")?;
+    in_time(database::by_index(&mut conn)).await?;
     let mut publisher = Publisher::begin(&scheduler.bus, &mut conn).await?;
     outage.over();
-    let mut claimed = publisher.claim(&mut conn).await?;
     loop {
-        while !claimed.is_empty() {
-            let fired = publisher.publish(&claimed).await?;
-            claimed = publisher.confirm_and_claim(&mut conn, &fired).await?;
-        }
+        publisher.publish_due(&mut conn).await?;
         let next = in_time(schedule::next_due(&mut conn)).await?;
         let due_ms = next.map(|due_s| due_s.saturating_mul(1_000));
         let wake = Instant::now() + until(due_ms, clock::now_ms(), POLL);
@@ -63,7 +67,6 @@ async fn publish_all(scheduler: &Scheduler, outage: &mut Outage) -> anyhow::Resu
         }
         // What these say is seen below.
         while let Some(Some(_)) = hints.next().now_or_never() {}
-        claimed = publisher.claim(&mut conn).await?;
     }
 }
 
@@ -103,54 +106,131 @@ impl<'a> Publisher<'a> {
         loop {
             let firing = in_time(schedule::firing(conn, BATCH)).await?;
             let known = |firing: &Firing| Some(fired(firing, *there.get(&firing.id)?));
-            let fired: Vec<Fired> = firing.iter().filter_map(known).collect();
-            self.confirm(conn, &fired).await?;
+            let known: Vec<Fired> = firing.iter().filter_map(known).collect();
             let missing: Vec<Firing> =
                 firing.into_iter().filter(|firing| !there.contains_key(&firing.id)).collect();
-            if missing.is_empty() && fired.is_empty() {
+            let is_done = known.is_empty() && missing.is_empty();
+            self.confirm(conn, &Unconfirmed { fired: known, last: self.last }).await?;
+            if is_done {
                 return Ok(());
             }
-            let fired = self.publish(&missing).await?;
-            self.confirm(conn, &fired).await?;
+            let mut unconfirmed = Unconfirmed::none(self.last);
+            unconfirmed.add(self.send(missing).await?.stored().await?);
+            self.confirm(conn, &unconfirmed).await?;
         }
     }
 
-    async fn claim(&self, conn: &mut PgConnection) -> anyhow::Result<Vec<Firing>> {
-        Ok(in_time(schedule::claim(conn, self.term, clock::now_s(), BATCH)).await?)
-    }
-
-    async fn publish(&mut self, firing: &[Firing]) -> anyhow::Result<Vec<Fired>> {
-        timeline::publish(self.bus, firing, self.last).await?;
-        let fired = (self.last + 1..).zip(firing).map(|(sequence, firing)| fired(firing, sequence)).collect();
-        self.last += firing.len() as u64;
-        if let Some(last) = firing.last() {
-            let delay_ms = clock::now_ms().saturating_sub(last.timestamp.saturating_mul(1_000));
-            metrics::fired(firing.len() as u64, Duration::from_millis(delay_ms.max(0).unsigned_abs()));
+    /// Until nothing is due. While one batch is claimed, the one before is on its way to the bus; and where more is due than
+    /// one batch, it comes before what is to be confirmed.
+    async fn publish_due(&mut self, conn: &mut PgConnection) -> anyhow::Result<()> {
+        let (term, mut unconfirmed) = (self.term, Unconfirmed::none(self.last));
+        let mut claimed = in_time(claim(conn, term)).await?;
+        let mut sending = None;
+        while !claimed.is_empty() {
+            let is_more_due = i64::try_from(claimed.len()).is_ok_and(|count| count >= BATCH);
+            let is_behind = is_more_due && unconfirmed.fired.len() < MAX_UNCONFIRMED;
+            let sent = self.send(claimed).await?;
+            let before = (!is_behind).then(|| unconfirmed.take());
+            let next = async {
+                match &before {
+                    Some(before) => in_time(confirm_and_claim(conn, term, before)).await,
+                    None => in_time(claim(conn, term)).await,
+                }
+            };
+            let stored = stored(sending.replace(sent));
+            let (fired, next) = tokio::try_join!(stored, next)?;
+            unconfirmed.add(fired);
+            claimed = next;
         }
-        Ok(fired)
-    }
-
-    async fn confirm(&self, conn: &mut PgConnection, fired: &[Fired]) -> anyhow::Result<()> {
-        let led = in_time(schedule::confirm(conn, self.term, fired, number(self.last))).await?;
-        ensure!(led, "somebody else leads");
+        unconfirmed.add(stored(sending).await?);
+        if !unconfirmed.fired.is_empty() {
+            self.confirm(conn, &unconfirmed).await?;
+        }
         Ok(())
     }
 
-    /// In one transaction, for one wait for the disk.
-    async fn confirm_and_claim(
-        &self,
-        conn: &mut PgConnection,
-        fired: &[Fired],
-    ) -> anyhow::Result<Vec<Firing>> {
-        let both = async {
-            let mut tx = conn.begin().await?;
-            self.confirm(&mut tx, fired).await?;
-            let claimed = self.claim(&mut tx).await?;
-            tx.commit().await?;
-            anyhow::Ok(claimed)
-        };
-        in_time(both).await
+    async fn send(&mut self, firing: Vec<Firing>) -> anyhow::Result<Sending> {
+        let sent = timeline::send(self.bus, &firing, self.last).await?;
+        let first = self.last + 1;
+        self.last += firing.len() as u64;
+        Ok(Sending { firing, first, sent })
     }
+
+    async fn confirm(&self, conn: &mut PgConnection, unconfirmed: &Unconfirmed) -> anyhow::Result<()> {
+        in_time(confirm(conn, self.term, unconfirmed)).await
+    }
+}
+
+/// On its way to the bus.
+struct Sending {
+    firing: Vec<Firing>,
+    /// The place of the first in the stream.
+    first: u64,
+    sent: Sent,
+}
+
+impl Sending {
+    async fn stored(self) -> anyhow::Result<Vec<Fired>> {
+        timeline::stored(self.sent).await?;
+        if let Some(last) = self.firing.last() {
+            let delay_ms = clock::now_ms().saturating_sub(last.timestamp.saturating_mul(1_000));
+            metrics::fired(self.firing.len() as u64, Duration::from_millis(delay_ms.max(0).unsigned_abs()));
+        }
+        Ok((self.first..).zip(&self.firing).map(|(sequence, firing)| fired(firing, sequence)).collect())
+    }
+}
+
+async fn stored(sending: Option<Sending>) -> anyhow::Result<Vec<Fired>> {
+    match sending {
+        Some(sending) => sending.stored().await,
+        None => Ok(Vec::new()),
+    }
+}
+
+/// The bus has them, and the database does not know.
+struct Unconfirmed {
+    fired: Vec<Fired>,
+    /// Up to this message of the stream nothing else is unknown.
+    last: u64,
+}
+
+impl Unconfirmed {
+    fn none(last: u64) -> Self {
+        Self { fired: Vec::new(), last }
+    }
+
+    /// What follows.
+    fn add(&mut self, fired: Vec<Fired>) {
+        self.last += fired.len() as u64;
+        self.fired.extend(fired);
+    }
+
+    fn take(&mut self) -> Self {
+        Self { fired: std::mem::take(&mut self.fired), last: self.last }
+    }
+}
+
+async fn claim(conn: &mut PgConnection, term: i64) -> anyhow::Result<Vec<Firing>> {
+    Ok(schedule::claim(conn, term, clock::now_s(), BATCH).await?)
+}
+
+async fn confirm(conn: &mut PgConnection, term: i64, unconfirmed: &Unconfirmed) -> anyhow::Result<()> {
+    let led = schedule::confirm(conn, term, &unconfirmed.fired, number(unconfirmed.last)).await?;
+    ensure!(led, "somebody else leads");
+    Ok(())
+}
+
+/// In one transaction, for one wait for the disk.
+async fn confirm_and_claim(
+    conn: &mut PgConnection,
+    term: i64,
+    unconfirmed: &Unconfirmed,
+) -> anyhow::Result<Vec<Firing>> {
+    let mut tx = conn.begin().await?;
+    confirm(&mut tx, term, unconfirmed).await?;
+    let claimed = claim(&mut tx, term).await?;
+    tx.commit().await?;
+    Ok(claimed)
 }
 
 fn fired(firing: &Firing, sequence: u64) -> Fired {

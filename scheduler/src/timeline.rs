@@ -3,10 +3,10 @@
 //! Each message says which one it comes after, and the stream refuses it if that is not so: whoever published meanwhile,
 //! a leader that does not know it lost the lead, is noticed, and nothing is stored twice or out of order.
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use async_nats::jetstream::stream::{RawMessageErrorKind, Stream};
 use cratemill_protocol::{EventId, JsonText, bus, bus::TimelineEvent, subjects};
-use cratemill_service::bus::{Bus, Numbered};
+use cratemill_service::bus::{Bus, Numbered, Sent};
 use cratemill_store::events::schedule::Firing;
 use std::time::Duration;
 use tokio::time::timeout;
@@ -39,17 +39,19 @@ pub(crate) async fn read(stream: &Stream, after: u64, until: u64) -> anyhow::Res
     Ok(events)
 }
 
-/// Puts them behind message `last`, in order. After an error any number of the first may be there.
-pub(crate) async fn publish(bus: &Bus, firing: &[Firing], last: u64) -> anyhow::Result<()> {
+/// Sends them to stand behind message `last`, in order. After an error any number of the first may be there.
+pub(crate) async fn send(bus: &Bus, firing: &[Firing], last: u64) -> anyhow::Result<Sent> {
     let mut messages = Vec::with_capacity(firing.len());
     for Firing { id, event, data, .. } in firing {
         let data = JsonText::parse(data.as_bytes()).with_context(|| format!("event {id} has bad data"))?;
         let event = TimelineEvent { id: *id, name: event.clone(), data };
         messages.push(Numbered { id: id.to_string(), payload: bus::encode(&event).into() });
     }
-    let stored = bus.store_behind(subjects::TIMELINE_EVENT, last, messages);
-    match timeout(ANSWER, stored).await {
-        Ok(stored) => Ok(stored?),
-        Err(_) => bail!("the bus takes events slowly"),
-    }
+    let sent = bus.send_behind(subjects::TIMELINE_EVENT, last, messages);
+    Ok(timeout(ANSWER, sent).await.context("the bus takes no events")??)
+}
+
+/// Once they are there.
+pub(crate) async fn stored(sent: Sent) -> anyhow::Result<()> {
+    Ok(timeout(ANSWER, sent.stored()).await.context("the bus takes events slowly")??)
 }

@@ -7,7 +7,7 @@ use async_nats::{
     connection::State,
     jetstream::{
         self,
-        context::{GetStreamErrorKind, PublishErrorKind},
+        context::{GetStreamErrorKind, PublishAckFuture, PublishError, PublishErrorKind},
     },
 };
 use bytes::Bytes;
@@ -45,11 +45,34 @@ pub struct Stored {
     pub duplicate: bool,
 }
 
-/// A message for [`Bus::store_behind`].
+/// A message for [`Bus::send_behind`].
 #[derive(Debug, Clone)]
 pub struct Numbered {
     pub id: String,
     pub payload: Bytes,
+}
+
+/// Messages on their way to their places in a stream.
+#[derive(Debug)]
+pub struct Sent {
+    acks: Vec<(u64, PublishAckFuture)>,
+}
+
+impl Sent {
+    /// Once the stream has them all, where they belong. After an error any number of the first may be there.
+    pub async fn stored(self) -> Result<(), Error> {
+        for (expected, ack) in self.acks {
+            let ack = ack.await.map_err(|error| unavailable(&error))?;
+            if ack.duplicate || ack.sequence != expected {
+                return Err(Error::Refused(format!("message {expected} is at {}", ack.sequence)));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn unavailable(error: &PublishError) -> Error {
+    Error::Unavailable(error.to_string())
 }
 
 impl Bus {
@@ -135,25 +158,23 @@ impl Bus {
         }
     }
 
-    /// Stores these right behind message `last` of the stream, one behind the other; the stream takes none of them behind
-    /// another message. All are sent before the first is acknowledged: after an error any number of the first may be there.
-    pub async fn store_behind(&self, subject: &str, last: u64, messages: Vec<Numbered>) -> Result<(), Error> {
-        let unavailable = |error: jetstream::context::PublishError| Error::Unavailable(error.to_string());
+    /// Sends these to stand right behind message `last` of the stream, one behind the other; the stream takes none of them
+    /// behind another message. After an error any number of the first may be there.
+    pub async fn send_behind(
+        &self,
+        subject: &str,
+        last: u64,
+        messages: Vec<Numbered>,
+    ) -> Result<Sent, Error> {
         let mut acks = Vec::with_capacity(messages.len());
         for (last, Numbered { id, payload }) in (last..).zip(messages) {
             let mut headers = HeaderMap::new();
             headers.insert(async_nats::header::NATS_MESSAGE_ID, id);
             headers.insert(async_nats::header::NATS_EXPECTED_LAST_SEQUENCE, last.to_string());
             let sent = self.jetstream.publish_with_headers(subject.to_owned(), headers, payload).await;
-            acks.push((last + 1, sent.map_err(unavailable)?));
+            acks.push((last + 1, sent.map_err(|error| unavailable(&error))?));
         }
-        for (expected, ack) in acks {
-            let ack = ack.await.map_err(unavailable)?;
-            if ack.duplicate || ack.sequence != expected {
-                return Err(Error::Refused(format!("message {expected} is at {}", ack.sequence)));
-            }
-        }
-        Ok(())
+        Ok(Sent { acks })
     }
 
     /// Stores these, each at the end of its stream: in this order, unless the bus is away meanwhile, when some are sent again.

@@ -77,25 +77,25 @@ pub fn connect(url: &DatabaseUrl, name: &str) -> PgPool {
     options(MAX_CONNECTIONS).connect_lazy_with(url.0.clone().application_name(name))
 }
 
-/// Connections to the same database for statements that run all the time on the tables of the queue.
-///
-/// These tables grow and shrink by the second, so that what is known of their sizes is always wrong, and a plan that reads
-/// all of one is chosen while it is small and kept when it is not. Each of these statements has one good plan: from what it
-/// is given to single rows, by an index.
+/// Connections to the same database for statements that run all the time on the tables of the queue: see [`by_index`].
 pub fn for_queue(pool: &PgPool) -> PgPool {
     options(MAX_QUEUE_CONNECTIONS)
-        .after_connect(|conn, _| {
-            Box::pin(async move {
-                sqlx::raw_sql(
-                    "SET random_page_cost = 1.1; SET enable_seqscan = off; SET enable_hashjoin = off;
-                     SET enable_mergejoin = off; SET jit = off; SET plan_cache_mode = force_generic_plan",
-                )
-                .execute(conn)
-                .await
-                .map(drop)
-            })
-        })
+        .after_connect(|conn, _| Box::pin(by_index(conn)))
         .connect_lazy_with(pool.connect_options().as_ref().clone())
+}
+
+/// What this connection asks is answered by way of indexes, from what is given to single rows.
+///
+/// Some tables grow and shrink by the second, so that what is known of their sizes is always wrong, and a plan that reads
+/// all of one is chosen while it is small and kept when it is not.
+pub async fn by_index(conn: &mut PgConnection) -> sqlx::Result<()> {
+    sqlx::raw_sql(
+        "SET random_page_cost = 1.1; SET enable_seqscan = off; SET enable_hashjoin = off;
+         SET enable_mergejoin = off; SET jit = off; SET plan_cache_mode = force_generic_plan",
+    )
+    .execute(conn)
+    .await
+    .map(drop)
 }
 
 /// A connection beside the pool, for what must not wait until somebody gives one back. Its statements end after `longest`,

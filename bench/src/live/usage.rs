@@ -14,16 +14,21 @@ const STILL_BYTES: f64 = 65_536.0;
 const SETTLE_TIMEOUT: Duration = Duration::from_mins(1);
 const POLL: Duration = Duration::from_millis(500);
 
-/// Bytes of user space: of pages that others share, the part.
+/// Bytes of user space: of pages that others share, the part. Those of the program's file are not counted, which the kernel
+/// keeps or drops as it likes, and which no connection has more of.
 pub(crate) fn pss(pids: &[u32]) -> Result<f64> {
     let mut sum = 0.0;
     for pid in pids {
         for pid in tree(*pid) {
             let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
-            sum += kib(&rollup, "Pss:").with_context(|| format!("process {pid} tells no Pss"))?;
+            sum += data(&rollup).with_context(|| format!("process {pid} tells no Pss"))?;
         }
     }
     Ok(sum)
+}
+
+fn data(rollup: &str) -> Option<f64> {
+    Some(kib(rollup, "Pss:")? - kib(rollup, "Pss_File:")?)
 }
 
 /// Once it no longer changes: a server gives back what a wave of connections took some time after the wave.
@@ -76,8 +81,9 @@ mod tests {
 
     #[test]
     fn what_the_kernel_tells_is_in_bytes() {
-        let rollup = "Rss:     99 kB\nPss:             12 kB\nPss_Dirty:   8 kB\n";
-        assert!((kib(rollup, "Pss:").unwrap() - 12_288.0).abs() < 0.5);
+        let rollup =
+            "Rss:     99 kB\nPss:             12 kB\nPss_Dirty:   8 kB\nPss_Anon:   4 kB\nPss_File:  8 kB\n";
+        assert!((data(rollup).unwrap() - 4_096.0).abs() < 0.5);
         assert!(kib(rollup, "Swap:").is_none());
         let sockets = "sockets: used 22\nTCP: inuse 3 orphan 0 tw 0 alloc 3 mem 289\nUDP: inuse 0 mem 1\n";
         assert!((socket_pages(sockets).unwrap() - 289.0).abs() < 0.5);

@@ -17,6 +17,7 @@ use bytes::Bytes;
 use nix::{
     errno::Errno,
     sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
+    time::{ClockId, clock_gettime},
 };
 use smallvec::SmallVec;
 use std::{
@@ -30,7 +31,7 @@ use tokio::sync::mpsc::UnboundedSender;
 const EVENTS: usize = 1_024;
 /// Stands for the wake among the slots.
 const WAKE: u64 = u64::MAX;
-/// A turn is followed by a rest of so many times its length,
+/// A turn is followed by a rest of so many times the work it was,
 const REST_TURNS: u32 = 8;
 /// but not a shorter one, for what comes meanwhile is told in one turn,
 const MIN_REST: Duration = Duration::from_millis(2);
@@ -168,9 +169,10 @@ impl Reactor {
             }
             let now = Instant::now();
             if self.due && now >= self.rested {
+                let before = worked();
                 self.turn();
-                let took = now.elapsed();
-                self.rested = now + took + (took * REST_TURNS).clamp(MIN_REST, MAX_REST);
+                let took = worked().saturating_sub(before);
+                self.rested = Instant::now() + (took * REST_TURNS).clamp(MIN_REST, MAX_REST);
             }
             if now >= self.next_sweep {
                 self.sweep();
@@ -355,6 +357,11 @@ impl Reactor {
             }
         }
     }
+}
+
+/// What this thread has used of a processor. A turn during which others had it was not longer for that.
+fn worked() -> Duration {
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
 }
 
 /// What is waited for of a connection that has everything.

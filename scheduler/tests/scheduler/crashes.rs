@@ -24,7 +24,14 @@ async fn what_was_claimed_is_published_once_whatever_of_it_the_bus_has(pool: PgP
         let event = TimelineEvent { id: firing.id, name: firing.event.clone(), data };
         Numbered { id: firing.id.to_string(), payload: bus::encode(&event).into() }
     });
-    world.admin.store_behind(subjects::TIMELINE_EVENT, 0, messages.collect()).await.unwrap();
+    world
+        .admin
+        .send_behind(subjects::TIMELINE_EVENT, 0, messages.collect())
+        .await
+        .unwrap()
+        .stored()
+        .await
+        .unwrap();
     let scheduler = world.scheduler();
     world.is_done().await;
     assert_eq!(world.published_ids(4).await, ids);
@@ -82,6 +89,42 @@ async fn where_the_stream_is_lost_what_was_published_comes_before_what_is(pool: 
     world.published(1).await;
     world.is_done().await;
     assert_eq!(world.latest().await, [("a".into(), -2), ("c".into(), 0), ("b".into(), 1)]);
+    scheduler.abort();
+}
+
+/// Several batches are on their way at each moment: whoever leads dies in the middle of them, and so does the bus.
+#[sqlx::test(migrations = "../migrations")]
+async fn a_crowd_of_what_is_due_goes_once_and_in_order_whoever_dies_meanwhile(pool: PgPool) {
+    const CROWD: usize = 4_000;
+    let mut world = World::start(pool).await;
+    let now_s = clock::now_s();
+    let events: Vec<_> = (0..CROWD).map(|n| world.new_event(&format!("name-{}", n % 700), now_s)).collect();
+    world.insert_all(&events).await;
+    let mut stored = 0;
+    for more in [1, 300, 700, 1_100] {
+        let scheduler = world.scheduler();
+        let before = stored;
+        let reached = async {
+            while stored < before + more {
+                stored = world.stored().await;
+            }
+        };
+        timeout(PATIENCE, reached).await.expect("nothing is published");
+        scheduler.abort();
+        let _ = scheduler.await;
+        if more == 700 {
+            world.nats.kill9().await.unwrap();
+            world.nats.restart().await.unwrap();
+        }
+    }
+    let scheduler = world.scheduler();
+    world.is_done().await;
+    let ids: Vec<_> = events.iter().map(|event| event.id).collect();
+    assert!(world.published_ids(CROWD).await == ids, "not once, or not in order");
+    assert_eq!(world.stored().await, CROWD as u64);
+    let last = (CROWD - 700..CROWD).map(|n| format!("name-{}", n % 700));
+    let latest: Vec<_> = last.zip(i64::try_from(CROWD).unwrap() - 699..).collect();
+    assert_eq!(world.latest().await, latest);
     scheduler.abort();
 }
 

@@ -99,7 +99,13 @@ async fn flood(farm: &Farm, last: u64, count: u64) {
     };
     for begin in (last..last + count).step_by(1_000) {
         let messages = (begin + 1..=(begin + 1_000).min(last + count)).map(message).collect();
-        farm.bus.store_behind(subjects::TIMELINE_EVENT, begin, messages).await.unwrap();
+        farm.bus
+            .send_behind(subjects::TIMELINE_EVENT, begin, messages)
+            .await
+            .unwrap()
+            .stored()
+            .await
+            .unwrap();
     }
 }
 
