@@ -2,7 +2,7 @@
 
 use crate::{
     auth::Access,
-    cbor::{self, Cbor},
+    cbor::{self, Cbor, Sessions},
     config::{Config, DialectName},
     engine::{Engine, Source, archive::Archive, backfill::Backfills, feed, hub::Hub, seats::Seats},
     event_api::{self, EventApi},
@@ -10,7 +10,7 @@ use crate::{
     native::{self, Native},
     origin::Origins,
     problem::Problem,
-    reactor::{self, Reactors},
+    reactor::{self, Guests, Reactors},
     ws,
 };
 use axum::Router;
@@ -53,10 +53,11 @@ pub async fn serve(config: Config, context: Context) -> anyhow::Result<()> {
     let (asks, asked) = mpsc::unbounded_channel();
     let (orders, ordered) = mpsc::unbounded_channel();
     let rules = reactor::rules(cbor::max_message(&config.cbor));
-    let (reactors, ended) =
-        Reactors::start(config.reactors(), &hub, &seats, (&asks, &orders), heartbeat, rules)?;
+    let sessions = Sessions::new();
+    let guests = Guests { orders, sessions: Arc::clone(&sessions), rules };
+    let (reactors, ended) = Reactors::start(config.reactors(), &hub, &seats, &asks, &guests, heartbeat)?;
     // They are the reactors': whoever takes them has an end then.
-    drop((asks, orders));
+    drop((asks, guests));
     let gateway = Gateway {
         hub: Arc::clone(&hub),
         bus: bus.clone(),
@@ -86,7 +87,7 @@ pub async fn serve(config: Config, context: Context) -> anyhow::Result<()> {
     }
     if config.speaks(DialectName::Cbor) {
         let (gateway, pool) = (gateway.clone(), pool.clone());
-        let cbor = Cbor::start(&config.cbor, gateway, access, pool, ordered, &context);
+        let cbor = Cbor::start(&config.cbor, gateway, access, pool, (sessions, ordered), &context);
         router = router.merge(cbor::router(cbor));
     }
     if config.speaks(DialectName::Events) {

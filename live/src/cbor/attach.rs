@@ -74,7 +74,7 @@ async fn open(
 /// A session whose connection is not with a reactor yet.
 struct Attached {
     cbor: Arc<Cbor>,
-    session: Option<Arc<Session>>,
+    session: Option<Session>,
 }
 
 impl Drop for Attached {
@@ -86,7 +86,7 @@ impl Drop for Attached {
     }
 }
 
-async fn attach(cbor: &Arc<Cbor>, id: Uuid, owner: Option<&str>) -> Result<Arc<Session>, Problem> {
+async fn attach(cbor: &Arc<Cbor>, id: Uuid, owner: Option<&str>) -> Result<Session, Problem> {
     let away = |error: cratemill_store::Error| {
         tracing::warn!(session = %id, %error, "no session without the database");
         metrics::refused("database");
@@ -103,13 +103,13 @@ async fn attach(cbor: &Arc<Cbor>, id: Uuid, owner: Option<&str>) -> Result<Arc<S
         return Err(Problem::forbidden("this session is somebody else's: it takes their token"));
     };
     let confirmed = u64::try_from(attached.confirmed).unwrap_or(0);
-    let session = Arc::new(Session::new(id, attached.epoch, confirmed));
     // Two may come at once: the older of them has to go, at whichever node it is.
-    if let Some(older) = cbor.sessions.add(&session) {
+    let (session, older) = cbor.sessions.begin(id, attached.epoch, confirmed);
+    if let Some(older) = older {
         hang_up(cbor, &older);
     }
-    if session.epoch > 1 {
-        cbor.gateway.bus.hint_of(subjects::SESSION, format!("{id} {}", session.epoch)).await;
+    if attached.epoch > 1 {
+        cbor.gateway.bus.hint_of(subjects::SESSION, format!("{id} {}", attached.epoch)).await;
     }
     Ok(session)
 }
@@ -131,12 +131,7 @@ async fn take_over(cbor: &Arc<Cbor>, id: Uuid, node: &str) {
 
 /// Another connection has this session.
 pub(super) fn hang_up(cbor: &Cbor, session: &Session) {
-    let who = {
-        let mut state = session.state();
-        state.superseded = true;
-        state.who
-    };
-    if let Some(who) = who {
+    if let Some(who) = session.supersede() {
         metrics::dropped("superseded");
         let answer = Answer::HangUp { code: POLICY, reason: "another connection has this session" };
         cbor.gateway.reactors.answer(who, answer);
@@ -163,7 +158,7 @@ pub(super) async fn let_go(cbor: Arc<Cbor>, shutdown: CancellationToken) -> anyh
             () = shutdown.cancelled() => return Ok(()),
         };
         let Some((id, epoch)) = parse(&message.payload) else { continue };
-        let Some(session) = cbor.sessions.get(id).filter(|session| session.epoch < epoch) else { continue };
+        let Some(session) = cbor.sessions.get(id).filter(|session| session.epoch() < epoch) else { continue };
         let (cbor, client) = (Arc::clone(&cbor), client.clone());
         tokio::spawn(async move {
             hang_up(&cbor, &session);

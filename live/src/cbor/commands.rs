@@ -39,7 +39,7 @@ fn no_database(error: &cratemill_store::Error) -> Why {
     (Code::Unavailable, "the database is away, try again".into())
 }
 
-pub(super) async fn run(cbor: &Arc<Cbor>, who: Who, session: &Arc<Session>, messages: Vec<Said>) {
+pub(super) async fn run(cbor: &Arc<Cbor>, who: Who, session: &Session, messages: Vec<Said>) {
     let mut publications = Vec::new();
     for said in messages {
         let parsed = command(said, cbor.most);
@@ -81,12 +81,7 @@ fn note_forms(
     ids: crate::dialects::cbor::IdForm,
     data: Option<crate::dialects::cbor::DataForm>,
 ) {
-    let mut state = session.state();
-    if let Some(data) = data {
-        state.data = data;
-    }
-    if std::mem::replace(&mut state.ids, ids) != ids {
-        drop(state);
+    if session.writes(ids, data) {
         cbor.gateway.reactors.answer(who, Answer::Speak(ids));
     }
 }
@@ -103,7 +98,7 @@ fn about(command: &Command) -> Uuid {
     }
 }
 
-async fn one(cbor: &Arc<Cbor>, who: Who, session: &Arc<Session>, command: Command) -> Result<(), Why> {
+async fn one(cbor: &Arc<Cbor>, who: Who, session: &Session, command: Command) -> Result<(), Why> {
     match command {
         Command::Subscribe(subscription) => subscribe(cbor, who, session, subscription, "").await,
         Command::SubscribeQueue(subscription, group) => {
@@ -121,7 +116,7 @@ async fn one(cbor: &Arc<Cbor>, who: Who, session: &Arc<Session>, command: Comman
 async fn subscribe(
     cbor: &Arc<Cbor>,
     who: Who,
-    session: &Arc<Session>,
+    session: &Session,
     subscription: SubscriptionId,
     group: &str,
 ) -> Result<(), Why> {
@@ -129,7 +124,7 @@ async fn subscribe(
     let last = timeout(ANSWER, bounds(&cbor.gateway.bus.jetstream, Source::Pubsub)).await;
     let away = || (Code::Unavailable, "the bus is away, try again".to_owned());
     let now = last.map_err(|_| away())?.map_err(|_| away())?.last;
-    let own = (session.id, session.epoch);
+    let own = (session.id(), session.epoch());
     let joined = async {
         let mut tx = cbor.pool.begin().await?;
         let most = (MAX_SUBSCRIPTIONS, MAX_GROUPS);
@@ -144,12 +139,18 @@ async fn subscribe(
             hang_up(cbor, who);
             Err(no_database(&error))
         }
-        Ok(Joined::Done { since, group } | Joined::Before { since, group }) => {
-            if let Some(id) = group {
-                cbor.queues.join(session, who, Group { id, subscription, since: unsigned(since) }).await;
-            } else if !session.state().follows.iter().any(|(followed, _)| *followed == subscription)
-                && !follow(cbor, who, session, subscription, unsigned(since)).await
-            {
+        Ok(Joined::Done { since, group: Some(id) } | Joined::Before { since, group: Some(id) }) => {
+            cbor.queues.join(session, who, Group { id, subscription, since: unsigned(since) }).await;
+            cbor.gateway.reactors.answer(who, Answer::Settled);
+            Ok(())
+        }
+        // It is followed, since then or since the connection is here.
+        Ok(Joined::Before { group: None, .. }) => {
+            cbor.gateway.reactors.answer(who, Answer::Settled);
+            Ok(())
+        }
+        Ok(Joined::Done { since, group: None }) => {
+            if !follow(cbor, who, session, subscription, unsigned(since)).await {
                 hang_up(cbor, who);
                 return Ok(());
             }
@@ -173,26 +174,24 @@ async fn subscribe(
 async fn unsubscribe(
     cbor: &Arc<Cbor>,
     who: Who,
-    session: &Arc<Session>,
+    session: &Session,
     subscription: SubscriptionId,
 ) -> Result<(), Why> {
     let left = async {
         let mut tx = cbor.pool.begin().await?;
-        let left = members::leave(&mut tx, session.id, subscription).await?;
+        let left = members::leave(&mut tx, (session.id(), session.epoch()), subscription).await?;
         tx.commit().await?;
         Ok::<_, cratemill_store::Error>(left)
     };
-    let Some(left) = in_time(left).await.map_err(|error| no_database(&error))? else {
+    // It may be so, and nobody knows: whoever comes back finds out.
+    let left = in_time(left).await.map_err(|error| {
+        hang_up(cbor, who);
+        no_database(&error)
+    })?;
+    let Some(left) = left else {
         return Err((Code::UnknownSubscription, "not subscribed".into()));
     };
-    let followed = {
-        let mut state = session.state();
-        let place = state.follows.iter().position(|(followed, _)| *followed == subscription);
-        place.map(|place| state.follows.swap_remove(place).1)
-    };
-    if let Some(channel) = followed {
-        cbor.gateway.reactors.answer(who, Answer::Unfollow(channel));
-    }
+    cbor.gateway.reactors.answer(who, Answer::Unfollow(subscription));
     cbor.queues.leave(session, subscription);
     for group in left {
         cbor.queues.remove(group).await;
@@ -204,7 +203,7 @@ async fn unsubscribe(
 async fn publish(
     cbor: &Arc<Cbor>,
     who: Who,
-    session: &Arc<Session>,
+    session: &Session,
     publications: &mut Vec<(SubscriptionId, Vec<u8>)>,
 ) {
     if publications.is_empty() {

@@ -42,38 +42,34 @@ pub(super) async fn run(cbor: Arc<Cbor>, shutdown: CancellationToken) {
 
 /// How far they are, or only that they are there.
 async fn note(cbor: &Cbor, all: bool) -> cratemill_store::Result<()> {
-    let news = |session: Arc<Session>| {
-        let news = session.news().or_else(|| all.then(|| session.confirmed()))?;
-        Some((news, session))
-    };
-    let news: Vec<_> = cbor.sessions.list().into_iter().filter_map(news).collect();
+    let news = cbor.sessions.news(all);
     if news.is_empty() {
         return Ok(());
     }
     let rows: Vec<_> =
-        news.iter().map(|(confirmed, session)| (session.id, session.epoch, signed(*confirmed))).collect();
+        news.iter().map(|(session, confirmed)| (session.id(), session.epoch(), signed(*confirmed))).collect();
     let noted = async { sessions::confirm(&mut *cbor.pool.acquire().await?, &rows).await };
     let noted =
-        in_time(noted).await.inspect_err(|_| news.iter().for_each(|(_, session)| session.is_not_noted()))?;
+        in_time(noted).await.inspect_err(|_| news.iter().for_each(|(session, _)| session.is_not_noted()))?;
     let noted: HashSet<Uuid> = noted.into_iter().collect();
-    for (_, session) in news.iter().filter(|(_, session)| !noted.contains(&session.id)) {
+    for (session, _) in news.iter().filter(|(session, _)| !noted.contains(&session.id())) {
         attach::hang_up(cbor, session);
     }
     Ok(())
 }
 
 /// Its connection has ended.
-pub(super) async fn detach(cbor: &Cbor, session: &Arc<Session>) {
+pub(super) async fn detach(cbor: &Cbor, session: &Session) {
     // A node that goes away has no time for a database that is.
     let tries = if cbor.gateway.shutdown.is_cancelled() { 1 } else { TRIES };
     for _ in 0..tries {
         let detached = async {
             let mut conn = cbor.pool.acquire().await?;
-            sessions::detach(&mut conn, session.id, session.epoch, signed(session.confirmed())).await
+            sessions::detach(&mut conn, session.id(), session.epoch(), signed(session.confirmed())).await
         };
         match in_time(detached).await {
             Ok(()) => break,
-            Err(error) => tracing::warn!(session = %session.id, %error, "a session's end is not noted yet"),
+            Err(error) => tracing::warn!(session = %session.id(), %error, "a session's end is not noted yet"),
         }
     }
     cbor.queues.leave_all(session);

@@ -16,17 +16,18 @@ mod keep;
 mod log;
 mod queue;
 mod session;
+mod sessions;
 mod speak;
 mod work;
 
 pub use session::Session;
+pub use sessions::{Packed, Sessions};
 
 use crate::{auth::Access, config::CborConfig, gateway::Gateway};
 use axum::Router;
 use cratemill_service::Context;
 use cratemill_store::PgPool;
 use queue::Queues;
-use session::Sessions;
 use std::{sync::Arc, time::Duration};
 use tokio::sync::{Semaphore, mpsc};
 
@@ -39,7 +40,7 @@ pub struct Cbor {
     access: Arc<Access>,
     /// This run of this node.
     node: String,
-    sessions: Sessions,
+    sessions: Arc<Sessions>,
     queues: Queues,
     /// Bytes of a publication.
     most: usize,
@@ -55,7 +56,7 @@ impl Cbor {
         gateway: Gateway,
         access: Arc<Access>,
         pool: PgPool,
-        orders: mpsc::UnboundedReceiver<Order>,
+        (sessions, orders): (Arc<Sessions>, mpsc::UnboundedReceiver<Order>),
         context: &Context,
     ) -> Arc<Self> {
         let this = Arc::new_cyclic(|this| Self {
@@ -64,7 +65,7 @@ impl Cbor {
             pool,
             access,
             node: format!("{:016x}", rand::random::<u64>()),
-            sessions: Sessions::default(),
+            sessions,
             most: config.max_publication_bytes as usize,
             answers: Semaphore::new(log::ANSWERS_BYTES),
             require_v4: config.require_v4_sessions,

@@ -62,6 +62,8 @@ pub(super) struct Queues {
     cbor: Weak<Cbor>,
     ack_wait: Duration,
     groups: Mutex<HashMap<i64, Arc<Active>>>,
+    /// Which groups the connections are in that are in any, by session and epoch.
+    memberships: Mutex<HashMap<(Uuid, i64), Vec<Group>>>,
 }
 
 /// A group that has members here.
@@ -92,7 +94,9 @@ struct Lapsed {
 
 #[derive(Debug)]
 struct Member {
-    session: Arc<Session>,
+    id: Uuid,
+    epoch: i64,
+    session: Session,
     who: Who,
 }
 
@@ -122,13 +126,13 @@ impl Members {
     }
 
     fn room(&self) -> usize {
-        self.all.iter().map(|member| MAX_HELD.saturating_sub(self.holds(member.session.id))).sum()
+        self.all.iter().map(|member| MAX_HELD.saturating_sub(self.holds(member.id))).sum()
     }
 
     /// Whoever holds least, but not who had it before, if there is another.
     fn choose(&self, before: Option<Uuid>) -> Option<&Member> {
-        let least = |member: &&Member| self.holds(member.session.id);
-        let others = self.all.iter().filter(|member| Some(member.session.id) != before);
+        let least = |member: &&Member| self.holds(member.id);
+        let others = self.all.iter().filter(|member| Some(member.id) != before);
         others.min_by_key(least).or_else(|| self.all.iter().min_by_key(least))
     }
 }
@@ -139,25 +143,36 @@ impl Active {
     }
 }
 
+/// One connection of a session.
+fn key(session: &Session) -> (Uuid, i64) {
+    (session.id(), session.epoch())
+}
+
 fn consumer(group: i64) -> String {
     format!("queue-{group}")
 }
 
 impl Queues {
     pub(super) fn new(cbor: Weak<Cbor>, ack_wait: Duration) -> Self {
-        Self { cbor, ack_wait, groups: Mutex::default() }
+        Self { cbor, ack_wait, groups: Mutex::default(), memberships: Mutex::default() }
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<i64, Arc<Active>>> {
         self.groups.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn memberships(&self) -> MutexGuard<'_, HashMap<(Uuid, i64), Vec<Group>>> {
+        self.memberships.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// A session is a member.
-    pub(super) async fn join(&self, session: &Arc<Session>, who: Who, group: Group) {
+    pub(super) async fn join(&self, session: &Session, who: Who, group: Group) {
+        let (id, epoch) = key(session);
         {
-            let mut state = session.state();
-            if !state.groups.contains(&group) {
-                state.groups.push(group);
+            let mut memberships = self.memberships();
+            let groups = memberships.entry((id, epoch)).or_default();
+            if !groups.contains(&group) {
+                groups.push(group);
             }
         }
         let (active, is_new) = {
@@ -168,13 +183,10 @@ impl Queues {
             });
             let mut state = active.state();
             // An older connection of the session may be slower.
-            let is_newest = state
-                .all
-                .iter()
-                .all(|member| member.session.id != session.id || member.session.epoch <= session.epoch);
+            let is_newest = state.all.iter().all(|member| member.id != id || member.epoch <= epoch);
             if is_newest {
-                state.all.retain(|member| member.session.id != session.id);
-                state.all.push(Member { session: Arc::clone(session), who });
+                state.all.retain(|member| member.id != id);
+                state.all.push(Member { id, epoch, session: session.clone(), who });
             }
             drop(state);
             (Arc::clone(active), is_new)
@@ -189,22 +201,25 @@ impl Queues {
 
     /// A session is no member of any group of a subscription; what it holds goes to others at once.
     pub(super) fn leave(&self, session: &Session, subscription: SubscriptionId) {
+        let connection = key(session);
         let groups: Vec<Group> = {
-            let mut state = session.state();
-            let (left, kept) =
-                std::mem::take(&mut state.groups).into_iter().partition(|of| of.subscription == subscription);
-            state.groups = kept;
+            let mut memberships = self.memberships();
+            let all = memberships.remove(&connection).unwrap_or_default();
+            let (left, kept): (_, Vec<_>) = all.into_iter().partition(|of| of.subscription == subscription);
+            if !kept.is_empty() {
+                memberships.insert(connection, kept);
+            }
             left
         };
-        for key in groups {
-            let Some(group) = self.lock().get(&key.id).cloned() else { continue };
+        for Group { id, .. } in groups {
+            let Some(group) = self.lock().get(&id).cloned() else { continue };
             let given_back: Vec<Held> = {
                 let mut state = group.state();
-                state.all.retain(|member| member.session.id != session.id);
+                state.all.retain(|member| member.id != connection.0);
                 let ids: Vec<Uuid> = state
                     .held
                     .iter()
-                    .filter(|(_, held)| held.session == session.id)
+                    .filter(|(_, held)| held.session == connection.0)
                     .map(|(id, _)| *id)
                     .collect();
                 ids.iter().filter_map(|id| state.held.remove(id)).collect()
@@ -219,11 +234,11 @@ impl Queues {
     }
 
     /// Its connection has ended: what it holds it may still acknowledge, over another one.
-    pub(super) fn leave_all(&self, session: &Arc<Session>) {
-        let groups = std::mem::take(&mut session.state().groups);
-        for key in groups {
-            let Some(group) = self.lock().get(&key.id).cloned() else { continue };
-            group.state().all.retain(|member| !Arc::ptr_eq(&member.session, session));
+    pub(super) fn leave_all(&self, session: &Session) {
+        let groups = self.memberships().remove(&key(session)).unwrap_or_default();
+        for Group { id, .. } in groups {
+            let Some(group) = self.lock().get(&id).cloned() else { continue };
+            group.state().all.retain(|member| !member.session.is(session));
             group.changed.notify_one();
         }
     }
@@ -245,14 +260,15 @@ impl Queues {
     pub(super) async fn ack(&self, cbor: &Cbor, session: &Session, publication: Uuid) -> Result<(), Why> {
         let unknown = || (Code::UnknownPublication, "not a publication that you hold".to_owned());
         let now = Instant::now();
-        let groups = session.state().groups.clone();
+        let connection = key(session);
+        let groups = self.memberships().get(&connection).cloned().unwrap_or_default();
         let mut elsewhere = Vec::new();
         for key in groups {
             let Some(group) = self.lock().get(&key.id).cloned() else { continue };
             let held = {
                 let mut state = group.state();
                 match state.held.get(&publication) {
-                    Some(held) if held.session == session.id && held.until > now => {
+                    Some(held) if held.session == connection.0 && held.until > now => {
                         state.held.remove(&publication)
                     }
                     Some(_) => None,
@@ -274,7 +290,7 @@ impl Queues {
             return Err((Code::Unavailable, "the bus is away, try again".into()));
         }
         // It may hold it since before it came here.
-        if session.epoch > 1 && self.ack_elsewhere(cbor, publication, &elsewhere).await.unwrap_or(false) {
+        if connection.1 > 1 && self.ack_elsewhere(cbor, publication, &elsewhere).await.unwrap_or(false) {
             return Ok(());
         }
         Err(unknown())
@@ -421,8 +437,8 @@ fn give(
     let before = state.held.get(&publication).map(|held| held.session);
     let before = before.or_else(|| state.lapsed.get(&publication).map(|lapsed| lapsed.session));
     let Some(member) = state.choose(before) else { return Err((Box::new(message), None)) };
-    if Some(member.session.id) == before {
-        let session = member.session.id;
+    if Some(member.id) == before {
+        let session = member.id;
         state.held.remove(&publication);
         let lapsed = state.lapsed.entry(publication).or_insert(Lapsed { session, since: now, offered: 0 });
         if lapsed.offered < OFFERS {
@@ -431,7 +447,7 @@ fn give(
         }
     }
     let Some(member) = state.choose(before) else { return Err((Box::new(message), None)) };
-    let (session, who, ids) = (member.session.id, member.who, member.session.forms().0);
+    let (session, who, ids) = (member.id, member.who, member.session.forms().0);
     state.held.insert(publication, Held { session, until: now + ack_wait, message });
     state.lapsed.remove(&publication);
     drop(state);

@@ -1,157 +1,197 @@
 //! A session as its node has it: between the reactor that has its connection and the tasks that do what it asks for.
 
-use super::queue::Group;
+use super::sessions::Sessions;
 use crate::{
     dialects::cbor::{DataForm, IdForm},
-    engine::channel::ChannelId,
     reactor::Who,
 };
-use cratemill_protocol::SubscriptionId;
-use std::{
-    collections::HashMap,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU32, AtomicU64, Ordering},
-    },
-};
-use tokio::sync::Notify;
+use std::sync::Arc;
 use uuid::Uuid;
 
-#[derive(Debug)]
-pub struct Session {
-    pub id: Uuid,
-    /// Counts its connections: what one of before still writes is void.
-    pub epoch: i64,
+/// What there is of each connection, in one table of all: a small allocation for each would lie among those of requests, of
+/// which nothing is left, and keep their pages.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Record {
+    pub(super) id: Uuid,
     /// Up to this message of the stream the client has everything.
-    confirmed: AtomicU64,
-    /// And that is in the database.
-    noted: AtomicU64,
+    confirmed: u64,
+    who: Who,
+    /// Counts its connections: what one of before still writes is void.
+    pub(super) epoch: u32,
     /// Subscriptions that are there and not followed yet: until they are nobody can say what the client has.
-    unsettled: AtomicU32,
-    state: Mutex<State>,
+    unsettled: u16,
+    /// Handles of it. One that has as many as can be counted stays.
+    pub(super) handles: u16,
+    stage: Stage,
+    /// What is confirmed is not in the database.
+    is_news: bool,
+    ids: IdForm,
+    data: DataForm,
 }
 
-/// What only the task changes whose turn it is.
-#[derive(Debug, Default)]
-pub(super) struct State {
-    /// Once a reactor has its connection.
-    pub(super) who: Option<Who>,
-    /// Another connection has the session.
-    pub(super) superseded: bool,
-    /// Subscriptions that it gets everything of.
-    pub(super) follows: Vec<(SubscriptionId, ChannelId)>,
-    pub(super) groups: Vec<Group>,
-    pub(super) ids: IdForm,
-    pub(super) data: DataForm,
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Stage {
+    /// No reactor has its connection yet.
+    #[default]
+    Coming,
+    Here,
+    /// Another connection has the session, before a reactor has this one,
+    Late,
+    /// or after.
+    Leaving,
 }
 
-impl Session {
+impl Record {
     pub(super) fn new(id: Uuid, epoch: i64, confirmed: u64) -> Self {
-        Self {
-            id,
-            epoch,
-            confirmed: AtomicU64::new(confirmed),
-            noted: AtomicU64::new(confirmed),
-            // Until what it is subscribed to is followed.
-            unsettled: AtomicU32::new(1),
-            state: Mutex::default(),
+        // Nobody connects as often. Until what it is subscribed to is followed, it is not settled.
+        let epoch = u32::try_from(epoch).unwrap_or(u32::MAX);
+        Self { id, epoch, confirmed, unsettled: 1, ..Self::default() }
+    }
+
+    fn confirm(&mut self, sequence: u64) {
+        if sequence > self.confirmed {
+            (self.confirmed, self.is_news) = (sequence, true);
         }
     }
 
+    /// How far it is, if that is not noted; or in any case.
+    pub(super) fn news(&mut self, always: bool) -> Option<u64> {
+        (std::mem::take(&mut self.is_news) || always).then_some(self.confirmed)
+    }
+}
+
+/// Holds on to a session, whose record goes with the last handle.
+#[derive(Debug)]
+pub struct Session {
+    all: Arc<Sessions>,
+    place: u32,
+}
+
+impl Clone for Session {
+    fn clone(&self) -> Self {
+        self.all.hold(self.place);
+        Self::counted(&self.all, self.place)
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.all.release(self.place);
+    }
+}
+
+impl Session {
+    /// A handle that is counted already.
+    pub(super) fn counted(all: &Arc<Sessions>, place: u32) -> Self {
+        Self { all: Arc::clone(all), place }
+    }
+
+    fn record<T>(&self, change: impl FnOnce(&mut Record) -> T) -> T {
+        self.all.record(self.place, change)
+    }
+
+    pub(super) fn place(&self) -> u32 {
+        self.place
+    }
+
+    pub(super) fn is(&self, other: &Self) -> bool {
+        self.place == other.place
+    }
+
+    pub fn id(&self) -> Uuid {
+        self.record(|record| record.id)
+    }
+
+    pub fn epoch(&self) -> i64 {
+        self.record(|record| record.epoch.into())
+    }
+
     pub fn confirmed(&self) -> u64 {
-        self.confirmed.load(Ordering::Relaxed)
+        self.record(|record| record.confirmed)
     }
 
     /// The client has everything up to there.
     pub fn confirm(&self, sequence: u64) {
-        self.confirmed.fetch_max(sequence, Ordering::Relaxed);
+        self.record(|record| record.confirm(sequence));
     }
 
     pub(super) fn unsettle(&self) {
-        self.unsettled.fetch_add(1, Ordering::Relaxed);
+        self.record(|record| record.unsettled = record.unsettled.saturating_add(1));
     }
 
     /// What was to be followed is.
     pub fn settle(&self) {
-        self.unsettled.fetch_sub(1, Ordering::Relaxed);
+        self.record(|record| record.unsettled = record.unsettled.saturating_sub(1));
     }
 
     pub fn is_settled(&self) -> bool {
-        self.unsettled.load(Ordering::Relaxed) == 0
-    }
-
-    /// How far it is, if that is not noted.
-    pub(super) fn news(&self) -> Option<u64> {
-        let confirmed = self.confirmed();
-        (self.noted.swap(confirmed, Ordering::Relaxed) != confirmed).then_some(confirmed)
+        self.record(|record| record.unsettled == 0)
     }
 
     /// It could not be noted.
     pub(super) fn is_not_noted(&self) {
-        self.noted.store(0, Ordering::Relaxed);
+        self.record(|record| record.is_news = true);
     }
 
-    pub(super) fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    /// A reactor has its connection. False if another connection has the session by now.
+    pub(super) fn arrive(&self, who: Who) -> bool {
+        self.record(|record| {
+            record.who = who;
+            record.stage = if record.stage == Stage::Coming { Stage::Here } else { Stage::Leaving };
+            record.stage == Stage::Here
+        })
     }
 
+    /// Another connection has it. Returns this one, once it is with a reactor.
+    pub(super) fn supersede(&self) -> Option<Who> {
+        self.record(|record| {
+            let is_here = matches!(record.stage, Stage::Here | Stage::Leaving);
+            record.stage = if is_here { Stage::Leaving } else { Stage::Late };
+            is_here.then_some(record.who)
+        })
+    }
+
+    /// How its client writes.
     pub(super) fn forms(&self) -> (IdForm, DataForm) {
-        let state = self.state();
-        (state.ids, state.data)
+        self.record(|record| (record.ids, record.data))
+    }
+
+    /// Whether it writes ids in another way than before.
+    pub(super) fn writes(&self, ids: IdForm, data: Option<DataForm>) -> bool {
+        self.record(|record| {
+            record.data = data.unwrap_or(record.data);
+            std::mem::replace(&mut record.ids, ids) != ids
+        })
     }
 }
 
-/// The sessions whose connections this node has.
-#[derive(Debug, Default)]
-pub(super) struct Sessions {
-    all: Mutex<HashMap<Uuid, Arc<Session>>>,
-    ended: Notify,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-impl Sessions {
-    fn lock(&self) -> MutexGuard<'_, HashMap<Uuid, Arc<Session>>> {
-        self.all.lock().unwrap_or_else(PoisonError::into_inner)
+    #[test]
+    fn a_session_is_small() {
+        assert!(size_of::<Record>() <= 48, "{}", size_of::<Record>());
     }
 
-    pub(super) fn get(&self, id: Uuid) -> Option<Arc<Session>> {
-        self.lock().get(&id).cloned()
+    #[test]
+    fn what_is_confirmed_is_news_once() {
+        let mut record = Record::new(Uuid::nil(), 1, 5);
+        record.confirm(4);
+        assert_eq!(record.news(false), None);
+        record.confirm(6);
+        assert_eq!((record.news(false), record.news(false), record.news(true)), (Some(6), None, Some(6)));
     }
 
-    /// The newest connection has the session: of two the older one is returned, which has to go.
-    pub(super) fn add(&self, session: &Arc<Session>) -> Option<Arc<Session>> {
-        let mut all = self.lock();
-        if all.get(&session.id).is_some_and(|there| there.epoch > session.epoch) {
-            return Some(Arc::clone(session));
-        }
-        all.insert(session.id, Arc::clone(session))
-    }
-
-    pub(super) fn remove(&self, session: &Arc<Session>) {
-        let mut all = self.lock();
-        if all.get(&session.id).is_some_and(|there| Arc::ptr_eq(there, session)) {
-            all.remove(&session.id);
-            if all.is_empty() {
-                // Gives memory back once nobody is there.
-                *all = HashMap::new();
-            }
-        }
-        drop(all);
-        self.ended.notify_waiters();
-    }
-
-    /// Waits until this one has ended.
-    pub(super) async fn ends(&self, session: &Arc<Session>) {
-        loop {
-            let ended = self.ended.notified();
-            let is_there = self.get(session.id).is_some_and(|there| Arc::ptr_eq(&there, session));
-            if !is_there {
-                return;
-            }
-            ended.await;
-        }
-    }
-
-    pub(super) fn list(&self) -> Vec<Arc<Session>> {
-        self.lock().values().cloned().collect()
+    #[test]
+    fn who_comes_too_late_leaves() {
+        let all = Sessions::new();
+        let (session, _) = all.begin(Uuid::nil(), 1, 0);
+        assert!(session.supersede().is_none());
+        assert!(!session.arrive(Who::default()));
+        assert!(session.supersede().is_some());
+        let (session, older) = all.begin(Uuid::nil(), 2, 0);
+        assert!(older.is_some() && session.arrive(Who::default()));
+        assert!(session.supersede().is_some());
     }
 }

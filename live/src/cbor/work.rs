@@ -41,7 +41,7 @@ pub(super) async fn run(cbor: Arc<Cbor>, mut orders: mpsc::UnboundedReceiver<Ord
     tasks.wait().await;
 }
 
-async fn done(cbor: &Arc<Cbor>, who: Who, session: Arc<Session>, what: Todo) {
+async fn done(cbor: &Arc<Cbor>, who: Who, session: Session, what: Todo) {
     match what {
         Todo::Open => open(cbor, who, &session).await,
         Todo::Messages(messages) => {
@@ -53,21 +53,16 @@ async fn done(cbor: &Arc<Cbor>, who: Who, session: Arc<Session>, what: Todo) {
 }
 
 /// Goes on with what the session is subscribed to.
-async fn open(cbor: &Arc<Cbor>, who: Who, session: &Arc<Session>) {
-    let superseded = {
-        let mut state = session.state();
-        state.who = Some(who);
-        state.superseded
-    };
-    if superseded {
+async fn open(cbor: &Arc<Cbor>, who: Who, session: &Session) {
+    if !session.arrive(who) {
         return super::attach::hang_up(cbor, session);
     }
     let confirmed = session.confirmed();
-    let members = async { sessions::memberships(&mut *cbor.pool.acquire().await?, session.id).await };
+    let members = async { sessions::memberships(&mut *cbor.pool.acquire().await?, session.id()).await };
     let members = match in_time(members).await {
         Ok(members) => members,
         Err(error) => {
-            tracing::warn!(session = %session.id, %error, "no subscriptions without the database");
+            tracing::warn!(session = %session.id(), %error, "no subscriptions without the database");
             return hang_up(cbor, who);
         }
     };
@@ -95,16 +90,15 @@ pub(super) fn hang_up(cbor: &Cbor, who: Who) {
 pub(super) async fn follow(
     cbor: &Arc<Cbor>,
     who: Who,
-    session: &Arc<Session>,
+    session: &Session,
     subscription: SubscriptionId,
     mut seen: u64,
 ) -> bool {
     let topics: Arc<[Topic]> = [Topic::Publications(subscription)].into();
     for _ in 0..8 {
         let mark = Mark { pubsub: seen, ..Mark::default() };
-        match place::find(&cbor.gateway, &topics, Some(mark), who.reactor).await {
+        match place::find(&cbor.gateway, &topics, Some(mark), who.reactor()).await {
             Found::Place(Place { member, cursor, .. }) => {
-                session.state().follows.push((subscription, member.channel));
                 cbor.gateway.reactors.answer(who, Answer::Follow { member, cursor });
                 return true;
             }

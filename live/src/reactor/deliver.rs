@@ -290,8 +290,8 @@ impl Reactor {
             {
                 self.leave(follows.channel, follows.place);
             }
-            if let Some(mut talk) = self.talks.remove(member) {
-                self.depart(id, &mut talk);
+            if let Some(talk) = self.talks.remove(member) {
+                self.depart(id, talk);
             }
         } else {
             self.leave(channel, member);

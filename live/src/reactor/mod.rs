@@ -17,25 +17,25 @@ mod say;
 mod socket;
 mod table;
 mod talk;
+mod talks;
 
-pub use self::guest::{Order, Said, Todo, rules};
+pub use self::guest::{Guests, Order, Said, Todo, rules};
 use self::table::SlotId;
 use crate::{
     auth::Holder,
     cbor::Session,
     dialects::{Dialect, cbor::IdForm},
     engine::{
-        channel::{ChannelId, Mark},
+        channel::Mark,
         hub::{Hub, Member},
         seats::{Seat, Seats},
         viewer::{ResetReason, Since},
         wake::Wake,
     },
-    ws::frames::Rules,
 };
 use anyhow::Context as _;
 use bytes::Bytes;
-use cratemill_protocol::topic::Topic;
+use cratemill_protocol::{SubscriptionId, topic::Topic};
 use futures_util::future::try_join_all;
 use std::{
     net::TcpStream,
@@ -77,23 +77,46 @@ pub enum Kind {
         early: Bytes,
     },
     /// A client of CBOR.
-    Guest { reactor: usize, session: Arc<Session>, early: Bytes },
+    Guest { reactor: usize, session: Session, early: Bytes },
 }
 
-/// A connection that asked for something: by the time of the answer its slot may be another's, and it may have asked for
-/// the same topic again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// A connection that said something: by the time of the answer its slot may be another's.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Who {
-    pub reactor: usize,
     slot: SlotId,
     serial: u32,
+    reactor: u16,
+}
+
+impl Who {
+    pub fn reactor(self) -> usize {
+        self.reactor.into()
+    }
+}
+
+/// One that asked for a topic, and may have asked for it again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Asker {
+    who: Who,
     ask: u32,
+}
+
+impl Asker {
+    pub fn reactor(self) -> usize {
+        self.who.reactor()
+    }
+}
+
+impl From<Who> for Asker {
+    fn from(who: Who) -> Self {
+        Self { who, ask: 0 }
+    }
 }
 
 /// A subscription for somebody who can wait to look into.
 #[derive(Debug)]
 pub struct Ask {
-    pub who: Who,
+    pub asker: Asker,
     pub topic: Topic,
     pub since: Since,
     wanted: Weak<()>,
@@ -133,7 +156,7 @@ pub enum Answer {
         member: Member,
         cursor: u32,
     },
-    Unfollow(ChannelId),
+    Unfollow(SubscriptionId),
     /// All of what it was to follow by now it follows.
     Settled,
     /// It writes ids in this way.
@@ -169,7 +192,7 @@ impl Drop for Task {
 #[derive(Debug)]
 enum Command {
     Park(Parking),
-    Answer(Who, Answer),
+    Answer(Asker, Answer),
     /// All are told to go.
     Drain,
     /// Nobody comes any more: whoever does not take its last bytes soon is cut off.
@@ -194,9 +217,9 @@ impl Reactors {
         count: usize,
         hub: &Arc<Hub>,
         seats: &Arc<Seats>,
-        (asks, orders): (&mpsc::UnboundedSender<Ask>, &mpsc::UnboundedSender<Order>),
+        asks: &mpsc::UnboundedSender<Ask>,
+        guests: &Guests,
         heartbeat: Duration,
-        rules: Rules,
     ) -> anyhow::Result<(Arc<Self>, impl Future<Output = anyhow::Result<()>> + Send + use<>)> {
         let wakes: Vec<_> =
             (0..count).map(|_| Wake::new().map(Arc::new)).collect::<Result<_, _>>().context("no eventfd")?;
@@ -210,8 +233,7 @@ impl Reactors {
                 hub: Arc::clone(hub),
                 seats: Arc::clone(seats),
                 asks: asks.clone(),
-                orders: orders.clone(),
-                rules,
+                guests: guests.clone(),
                 wake: Arc::clone(&wake),
             };
             let reactor =
@@ -245,9 +267,10 @@ impl Reactors {
         }
     }
 
-    pub fn answer(&self, who: Who, answer: Answer) {
-        if let Some(handle) = self.handles.get(who.reactor) {
-            handle.send(Command::Answer(who, answer));
+    pub fn answer(&self, to: impl Into<Asker>, answer: Answer) {
+        let asker = to.into();
+        if let Some(handle) = self.handles.get(asker.reactor()) {
+            handle.send(Command::Answer(asker, answer));
         }
     }
 

@@ -1,17 +1,17 @@
 //! The loop of one reactor.
 
 use super::{
-    Ask, Command, Kind, Order, Parking,
+    Ask, Command, Kind, Parking, Who,
     deliver::{Member, Owed},
-    guest::Guest,
+    guest::{Departed, Guest, Guests},
     socket,
     table::{Slot, SlotId, Table},
-    talk::{Talk, Talks},
+    talks::{Party, Talk, Talks},
 };
 use crate::engine::{
     channel::ChannelId, hub::Hub, memory::Trim, seats::Seats, viewer::DropReason, wake::Wake,
 };
-use crate::{dialects::native::encode::drop_reason, metrics, ws::frames::Rules};
+use crate::{dialects::native::encode::drop_reason, metrics};
 use anyhow::Context as _;
 use bytes::Bytes;
 use nix::{
@@ -54,8 +54,7 @@ pub(super) struct Shared {
     pub(super) hub: Arc<Hub>,
     pub(super) seats: Arc<Seats>,
     pub(super) asks: UnboundedSender<Ask>,
-    pub(super) orders: UnboundedSender<Order>,
-    pub(super) rules: Rules,
+    pub(super) guests: Guests,
     pub(super) wake: Arc<Wake>,
 }
 
@@ -72,13 +71,11 @@ pub(super) struct Reactor {
     /// Of the newest WebSocket, or request of one.
     pub(super) serial: u32,
     pub(super) asks: UnboundedSender<Ask>,
-    pub(super) orders: UnboundedSender<Order>,
-    /// For clients of CBOR.
-    pub(super) rules: Rules,
+    pub(super) guests: Guests,
     /// What all of them have said and that is not done.
     pub(super) inbound_bytes: usize,
     /// Those whose connections have ended while somebody does what they said.
-    pub(super) departed: HashMap<u32, Box<Guest>>,
+    pub(super) departed: HashMap<u32, Departed>,
     pub(super) began: Instant,
     pub(super) owed: HashMap<SlotId, Owed>,
     /// Bytes in `owed`, and of the messages that wait behind it.
@@ -107,7 +104,7 @@ pub(super) struct Reactor {
 impl Reactor {
     pub(super) fn new(
         number: usize,
-        Shared { reactors, hub, seats, asks, orders, rules, wake }: Shared,
+        Shared { reactors, hub, seats, asks, guests, wake }: Shared,
         commands: mpsc::Receiver<Command>,
         heartbeat: Duration,
     ) -> nix::Result<Self> {
@@ -125,8 +122,7 @@ impl Reactor {
             talks: Talks::default(),
             serial: 0,
             asks,
-            orders,
-            rules,
+            guests,
             inbound_bytes: 0,
             departed: HashMap::new(),
             began: now,
@@ -191,6 +187,11 @@ impl Reactor {
         Ok(())
     }
 
+    pub(super) fn who(&self, slot: SlotId, serial: u32) -> Who {
+        // There is one for each processor.
+        Who { slot, serial, reactor: u16::try_from(self.number).unwrap_or(u16::MAX) }
+    }
+
     fn has_ended(&self) -> bool {
         let is_empty = self.table.is_empty() && self.departed.is_empty();
         self.end.is_some_and(|end| is_empty || Instant::now() >= end)
@@ -211,7 +212,7 @@ impl Reactor {
         while let Ok(command) = self.commands.try_recv() {
             match command {
                 Command::Park(parking) => self.park(parking),
-                Command::Answer(who, answer) => self.answered(who, answer),
+                Command::Answer(asker, answer) => self.answered(asker, answer),
                 Command::Drain => self.drain(),
                 Command::End => self.end = Some(Instant::now() + LAST_BYTES),
             }
@@ -260,7 +261,7 @@ impl Reactor {
 
     /// Puts a connection where it belongs; what it has said already is returned.
     fn enter(&mut self, id: SlotId, kind: Kind) -> Bytes {
-        let now_ms = self.now_ms();
+        let now = self.now();
         let Some(slot) = self.table.get(id) else { return Bytes::new() };
         match kind {
             Kind::Events { member, cursor } => {
@@ -273,13 +274,13 @@ impl Reactor {
             }
             Kind::WebSocket { holder, early, reactor: _ } => {
                 self.serial = self.serial.wrapping_add(1);
-                slot.member = self.talks.put(Talk::new(self.serial, Some(holder), None));
+                slot.member = self.talks.put(Talk::new(self.serial, Party::Client(holder)));
                 early
             }
             Kind::Guest { session, early, reactor: _ } => {
                 self.serial = self.serial.wrapping_add(1);
-                let guest = Box::new(Guest::new(session, now_ms));
-                slot.member = self.talks.put(Talk::new(self.serial, None, Some(guest)));
+                let party = Party::Guest(Guest::new(self.guests.sessions.pack(&session), now));
+                slot.member = self.talks.put(Talk::new(self.serial, party));
                 early
             }
         }

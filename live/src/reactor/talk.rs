@@ -1,166 +1,35 @@
 //! WebSockets: what they ask for, and what follows from the answers.
 
 use super::{
-    Answer, Ask, Task, Who,
+    Answer, Ask, Asker,
     deliver::Member,
-    guest::Guest,
     run::Reactor,
-    table::{SlotId, Table},
+    table::SlotId,
+    talks::{Asked, Followed, Follows, Party, Talk},
 };
 use crate::{
-    auth::Holder,
     dialects::{Dialect, Request, Said},
     engine::{
         Source,
-        channel::{ChannelId, Mark},
+        channel::Mark,
         hub,
         viewer::{DropReason, ResetReason, Since},
     },
     metrics,
-    ws::frames::{self, Fault, Inbound, Incoming, POLICY},
+    ws::frames::{self, Fault, Incoming, POLICY},
 };
 use bytes::Bytes;
 use cratemill_protocol::topic::Topic;
-use smallvec::SmallVec;
-use std::{collections::VecDeque, sync::Arc};
+use std::sync::Arc;
 use tokio::sync::OwnedSemaphorePermit;
 
-/// Topics that take no memory of their own.
-const INLINE: usize = 2;
 /// Topics of one connection: enough for a dashboard.
 const MAX_TOPICS: usize = 50;
 /// Subscriptions of one connection that are looked into at once: the others wait, and cost nobody else anything.
 const ASKED_AT_ONCE: usize = 2;
-/// What a client may say at once, and in each second after that.
-const BURST: u16 = 100;
-const PER_SECOND: u64 = 20;
 const MAX_ERROR: usize = 200;
 /// Answers that wait for a connection that does not read them.
 const MAX_BACKLOG: usize = 128;
-
-/// WebSockets of a reactor, each at the place that its slot names: nothing is kept for one beside its `Talk`.
-#[derive(Default)]
-pub(super) struct Talks {
-    all: Vec<Option<Talk>>,
-    free: Vec<u32>,
-}
-
-impl Talks {
-    pub(super) fn get(&self, table: &Table, id: SlotId) -> Option<&Talk> {
-        self.all.get(table.talk(id)?)?.as_ref()
-    }
-
-    pub(super) fn get_mut(&mut self, table: &Table, id: SlotId) -> Option<&mut Talk> {
-        self.all.get_mut(table.talk(id)?)?.as_mut()
-    }
-
-    /// Returns its place.
-    pub(super) fn put(&mut self, talk: Talk) -> u32 {
-        if let Some(place) = self.free.pop() {
-            self.all[place as usize] = Some(talk);
-            return place;
-        }
-        self.all.push(Some(talk));
-        // There are no more of them than slots.
-        u32::try_from(self.all.len() - 1).unwrap_or(u32::MAX)
-    }
-
-    pub(super) fn remove(&mut self, place: u32) -> Option<Talk> {
-        let removed = self.all.get_mut(place as usize).and_then(Option::take);
-        if removed.is_some() {
-            self.free.push(place);
-        }
-        if self.free.len() == self.all.len() {
-            // Gives memory back once nobody is there.
-            *self = Self::default();
-        }
-        removed
-    }
-}
-
-/// One WebSocket. What most have nothing of most of the time is in `extra`.
-pub(super) struct Talk {
-    pub(super) serial: u32,
-    pub(super) follows: SmallVec<[Follows; INLINE]>,
-    pub(super) extra: Option<Box<Extra>>,
-    /// Of a client of ours.
-    holder: Option<Arc<Holder>>,
-    pub(super) guest: Option<Box<Guest>>,
-    allowance: u16,
-    /// Seconds since the reactor began, when the allowance was looked at.
-    looked: u32,
-}
-
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Follows {
-    pub(super) channel: ChannelId,
-    pub(super) place: u32,
-}
-
-#[derive(Default)]
-pub(super) struct Extra {
-    pub(super) inbound: Inbound,
-    /// In the order of asking.
-    asked: Vec<Asked>,
-    tasks: Vec<(Followed, Task)>,
-    /// Whole messages that wait for what was owed before them.
-    backlog: VecDeque<(Bytes, Option<OwnedSemaphorePermit>)>,
-}
-
-/// A topic that was asked for.
-struct Asked {
-    number: u32,
-    /// None once it is not wanted any more: it counts until its answer comes.
-    topic: Option<Topic>,
-    /// Until it is looked into.
-    since: Option<Since>,
-    /// Whoever looks into it sees that it is still here.
-    wanted: Arc<()>,
-}
-
-/// A topic that a task reads, with the number under which it was asked for.
-struct Followed {
-    number: u32,
-    topic: Topic,
-}
-
-impl Extra {
-    fn is_empty(&self) -> bool {
-        self.inbound.is_empty() && self.asked.is_empty() && self.tasks.is_empty() && self.backlog.is_empty()
-    }
-}
-
-impl Talk {
-    pub(super) fn new(serial: u32, holder: Option<Arc<Holder>>, guest: Option<Box<Guest>>) -> Self {
-        Self { serial, follows: SmallVec::new(), extra: None, holder, guest, allowance: BURST, looked: 0 }
-    }
-
-    pub(super) fn extra(&mut self) -> &mut Extra {
-        self.extra.get_or_insert_default()
-    }
-
-    /// Gives memory back that is not needed.
-    pub(super) fn tidy(&mut self) {
-        if self.extra.as_ref().is_some_and(|extra| extra.is_empty()) {
-            self.extra = None;
-        }
-    }
-
-    /// Whether the client may say one thing more.
-    pub(super) fn may_speak(&mut self, now_s: u32) -> bool {
-        let more = u64::from(now_s.saturating_sub(self.looked)) * PER_SECOND;
-        self.looked = now_s;
-        self.allowance = u16::try_from(more).unwrap_or(BURST).saturating_add(self.allowance).min(BURST);
-        let may = self.allowance > 0;
-        self.allowance = self.allowance.saturating_sub(1);
-        may
-    }
-
-    fn topics(&self) -> usize {
-        let extra = self.extra.as_ref().map_or(0, |extra| extra.asked.len() + extra.tasks.len());
-        self.follows.len() + extra
-    }
-}
 
 impl Reactor {
     pub(super) fn hear(&mut self, id: SlotId, bytes: &[u8]) {
@@ -229,7 +98,7 @@ impl Reactor {
         if talk.topics() >= MAX_TOPICS {
             return Err(format!("at most {MAX_TOPICS} topics on one connection"));
         }
-        let Some(holder) = &talk.holder else { return Ok(()) };
+        let Party::Client(holder) = &talk.party else { return Ok(()) };
         holder.subscribe(topic).map_err(|denied| denied.to_string())?;
         self.serial = self.serial.wrapping_add(1);
         let asked = Asked {
@@ -245,13 +114,15 @@ impl Reactor {
 
     /// What a connection asked for, if not too much of it is being looked into.
     fn look_into_next(&mut self, id: SlotId) {
-        let Some(talk) = self.talks.get_mut(&self.table, id) else { return };
-        let serial = talk.serial;
-        let Some(extra) = &mut talk.extra else { return };
+        let Some(serial) = self.talks.get(&self.table, id).map(|talk| talk.serial) else { return };
+        let who = self.who(id, serial);
+        let Some(extra) = self.talks.get_mut(&self.table, id).and_then(|talk| talk.extra.as_mut()) else {
+            return;
+        };
         for asked in extra.asked.iter_mut().take(ASKED_AT_ONCE) {
             let (Some(topic), Some(since)) = (asked.topic.clone(), asked.since.take()) else { continue };
-            let who = Who { reactor: self.number, slot: id, serial, ask: asked.number };
-            let ask = Ask { who, topic, since, wanted: Arc::downgrade(&asked.wanted) };
+            let asker = Asker { who, ask: asked.number };
+            let ask = Ask { asker, topic, since, wanted: Arc::downgrade(&asked.wanted) };
             // Whoever takes them ends with the process.
             let _ = self.asks.send(ask);
         }
@@ -293,6 +164,11 @@ impl Reactor {
                 return true;
             }
         }
+        self.follows_no_more(id, topic)
+    }
+
+    /// False if it does not follow that.
+    pub(super) fn follows_no_more(&mut self, id: SlotId, topic: &Topic) -> bool {
         let Some(talk) = self.talks.get(&self.table, id) else { return false };
         let Some(follows) = self.followed(talk, topic) else { return false };
         if let Some(talk) = self.talks.get_mut(&self.table, id) {
@@ -303,7 +179,7 @@ impl Reactor {
     }
 
     /// What came of something that a connection asked for; it may have gone, or not want it any more.
-    pub(super) fn answered(&mut self, who: Who, answer: Answer) {
+    pub(super) fn answered(&mut self, Asker { who, ask }: Asker, answer: Answer) {
         let answer = match answer {
             Answer::Push(bytes) => return self.push(who, bytes),
             Answer::Piece { bytes, is_last, room } => return self.piece(who, bytes, is_last, room),
@@ -317,22 +193,22 @@ impl Reactor {
         let id = who.slot;
         let answer = match answer {
             Answer::Follow { member, cursor } => return self.follow(id, member, cursor),
-            Answer::Unfollow(channel) => return self.unfollow(id, channel),
+            Answer::Unfollow(subscription) => return self.unfollow(id, subscription),
             Answer::Settled => return self.settled(id),
             Answer::Speak(ids) => return self.speak(id, ids),
             Answer::HangUp { code, reason } => return self.hang_up(id, code, reason),
             answer => answer,
         };
         let extra = talk.extra();
-        let asked = extra.asked.iter().position(|asked| asked.number == who.ask);
+        let asked = extra.asked.iter().position(|asked| asked.number == ask);
         let asked = asked.and_then(|place| extra.asked.remove(place).topic);
-        let followed = extra.tasks.iter().position(|(followed, _)| followed.number == who.ask);
+        let followed = extra.tasks.iter().position(|(followed, _)| followed.number == ask);
         match (answer, asked) {
             (Answer::Joined { member, cursor, mark, reset }, Some(topic)) => {
                 self.join(id, &topic, member, cursor, (mark, reset));
             }
             (Answer::Followed { task }, Some(topic)) => {
-                extra.tasks.push((Followed { number: who.ask, topic }, task));
+                extra.tasks.push((Followed { number: ask, topic }, task));
             }
             (Answer::Said { bytes, room }, None) if followed.is_some() => self.say(id, bytes, Some(room)),
             (Answer::Ended { bytes }, asked) if asked.is_some() || followed.is_some() => {

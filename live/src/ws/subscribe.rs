@@ -10,7 +10,7 @@ use crate::{
     metrics,
     native::Native,
     place::Place,
-    reactor::{Answer, Ask, Task, Who},
+    reactor::{Answer, Ask, Asker, Task},
     sse::park::{self, Found},
 };
 use bytes::{Bytes, BytesMut};
@@ -51,46 +51,46 @@ pub async fn run(native: Native, mut asks: mpsc::UnboundedReceiver<Ask>, shutdow
     }
 }
 
-async fn look_into(native: &Native, Ask { who, topic, since, .. }: Ask) {
+async fn look_into(native: &Native, Ask { asker, topic, since, .. }: Ask) {
     if let Some(job) = log_job(&topic) {
         match native.engine.archive.knows(job).await {
             Ok(true) => {}
-            Ok(false) => return refuse(native, who, &topic, "there is no such job"),
+            Ok(false) => return refuse(native, asker, &topic, "there is no such job"),
             Err(error) => {
                 tracing::warn!(%job, %error, "cannot look for a job");
-                return refuse(native, who, &topic, "the database is away, logs have to wait");
+                return refuse(native, asker, &topic, "the database is away, logs have to wait");
             }
         }
     }
     let subscription = Subscription { topics: [topic.clone()].into(), since };
-    match park::find(&native.gateway, &subscription, who.reactor).await {
+    match park::find(&native.gateway, &subscription, asker.reactor()).await {
         Found::Place(Place { member, cursor, mark }, reset) => {
-            native.gateway.reactors.answer(who, Answer::Joined { member, cursor, mark, reset });
+            native.gateway.reactors.answer(asker, Answer::Joined { member, cursor, mark, reset });
         }
-        Found::NotYet => refuse(native, who, &topic, "the bus is away, try again"),
-        Found::None => follow(native, who, &topic, subscription),
+        Found::NotYet => refuse(native, asker, &topic, "the bus is away, try again"),
+        Found::None => follow(native, asker, &topic, subscription),
     }
 }
 
-fn refuse(native: &Native, who: Who, topic: &Topic, why: &str) {
+fn refuse(native: &Native, asker: Asker, topic: &Topic, why: &str) {
     metrics::refused("topic");
     let bytes = text(&ws::error(Some(topic), why));
-    native.gateway.reactors.answer(who, Answer::Ended { bytes });
+    native.gateway.reactors.answer(asker, Answer::Ended { bytes });
 }
 
 /// A task reads for the connection, and ends with it.
-fn follow(native: &Native, who: Who, topic: &Topic, subscription: Subscription) {
+fn follow(native: &Native, asker: Asker, topic: &Topic, subscription: Subscription) {
     let Ok(place) = Arc::clone(&native.gateway.followers).try_acquire_owned() else {
-        return refuse(native, who, topic, "too many viewers read the past here, try again");
+        return refuse(native, asker, topic, "too many viewers read the past here, try again");
     };
     let Some((subscriber, positions)) = native.engine.hub.subscribe(&subscription.topics) else {
-        return refuse(native, who, topic, "the bus is away, try again");
+        return refuse(native, asker, topic, "the bus is away, try again");
     };
     let Subscription { topics, since } = subscription;
     let (sender, items) = mpsc::channel(ITEMS);
     let start = Start { topics, since, subscriber, positions };
     let viewer = Viewer::run(Arc::clone(&native.engine), start, sender);
-    let pass_on = pass_on(native.clone(), who, topic.clone(), items, place);
+    let pass_on = pass_on(native.clone(), asker, topic.clone(), items, place);
     // It says nothing before the guard is with the connection.
     let (go, gone) = oneshot::channel::<()>();
     let task = tokio::spawn(async move {
@@ -98,13 +98,13 @@ fn follow(native: &Native, who: Who, topic: &Topic, subscription: Subscription) 
             tokio::join!(viewer, pass_on);
         }
     });
-    native.gateway.reactors.answer(who, Answer::Followed { task: Task(task.abort_handle()) });
+    native.gateway.reactors.answer(asker, Answer::Followed { task: Task(task.abort_handle()) });
     let _ = go.send(());
 }
 
 async fn pass_on(
     native: Native,
-    who: Who,
+    asker: Asker,
     topic: Topic,
     mut items: mpsc::Receiver<Item>,
     _place: OwnedSemaphorePermit,
@@ -136,12 +136,12 @@ async fn pass_on(
         let Ok(room) = Arc::clone(&untaken).acquire_owned().await else { return };
         if dropped {
             // Whoever reads it may ask for the topic again at once.
-            return native.gateway.reactors.answer(who, Answer::Ended { bytes: out.freeze() });
+            return native.gateway.reactors.answer(asker, Answer::Ended { bytes: out.freeze() });
         }
-        native.gateway.reactors.answer(who, Answer::Said { bytes: out.freeze(), room });
+        native.gateway.reactors.answer(asker, Answer::Said { bytes: out.freeze(), room });
     }
     // The viewer has ended, and said why.
-    native.gateway.reactors.answer(who, Answer::Ended { bytes: Bytes::new() });
+    native.gateway.reactors.answer(asker, Answer::Ended { bytes: Bytes::new() });
 }
 
 fn text(message: &[u8]) -> Bytes {

@@ -116,12 +116,20 @@ async fn group_id(
 }
 
 /// Ends all that a session has of a subscription, and the subscription if nobody has any of it then. Returns the ids of
-/// groups that are gone; nothing if the session had none of it. In a transaction of the caller's.
+/// groups that are gone; nothing if the session had none of it, or is in another epoch. In a transaction of the caller's.
 pub async fn leave(
     conn: &mut PgConnection,
-    session: Uuid,
+    (session, epoch): (Uuid, i64),
     subscription: SubscriptionId,
 ) -> sqlx::Result<Option<Vec<i64>>> {
+    let current = sqlx::query("SELECT FROM pubsub_sessions WHERE id = $1 AND epoch = $2 FOR UPDATE")
+        .bind(session)
+        .bind(epoch)
+        .fetch_optional(&mut *conn)
+        .await?;
+    if current.is_none() {
+        return Ok(None);
+    }
     sqlx::query("SELECT FROM pubsub_subscriptions WHERE id = $1 FOR UPDATE")
         .bind(subscription.0)
         .fetch_optional(&mut *conn)

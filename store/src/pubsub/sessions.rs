@@ -96,8 +96,8 @@ pub async fn old(conn: &mut PgConnection, after: Duration, limit: i64) -> sqlx::
 /// Forgets one of them, unless somebody came meanwhile, and subscriptions that nobody has then. Returns the ids of groups
 /// that are gone. In a transaction of the caller's.
 pub async fn forget(conn: &mut PgConnection, session: Uuid, after: Duration) -> sqlx::Result<Vec<i64>> {
-    let old: Option<Uuid> = sqlx::query_scalar(
-        "SELECT id FROM pubsub_sessions WHERE id = $1 AND seen_at < now() - make_interval(secs => $2)
+    let epoch: Option<i64> = sqlx::query_scalar(
+        "SELECT epoch FROM pubsub_sessions WHERE id = $1 AND seen_at < now() - make_interval(secs => $2)
          FOR UPDATE SKIP LOCKED",
     )
     .bind(session)
@@ -105,11 +105,10 @@ pub async fn forget(conn: &mut PgConnection, session: Uuid, after: Duration) -> 
     .fetch_optional(&mut *conn)
     .await?;
     let mut gone = Vec::new();
-    if old.is_none() {
-        return Ok(gone);
-    }
+    let Some(epoch) = epoch else { return Ok(gone) };
     for Membership { subscription, .. } in memberships(&mut *conn, session).await? {
-        gone.extend(super::members::leave(&mut *conn, session, subscription).await?.unwrap_or_default());
+        let left = super::members::leave(&mut *conn, (session, epoch), subscription).await?;
+        gone.extend(left.unwrap_or_default());
     }
     sqlx::query("DELETE FROM pubsub_sessions WHERE id = $1").bind(session).execute(conn).await?;
     Ok(gone)

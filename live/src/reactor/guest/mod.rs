@@ -8,46 +8,49 @@
 //! ```
 //! Who closes its connection has said something before: that is done all the same.
 
+mod state;
+
+pub use self::state::Said;
+pub(super) use self::state::{Guest, Tenths, Work};
+
+use self::state::{Goodbye, Pings};
 use super::{
     Who,
     run::{LISTENING, Reactor},
     table::SlotId,
-    talk::Talk,
+    talks::{Party, Talk},
 };
 use crate::{
-    cbor::Session,
+    cbor::{Session, Sessions},
     dialects::{Dialect, cbor::IdForm},
-    engine::{Source, channel::ChannelId, hub, viewer::DropReason},
+    engine::{Source, hub, viewer::DropReason},
     metrics,
     ws::frames::{self, Fault, Incoming, POLICY, Rules, TRY_AGAIN},
 };
 use bytes::Bytes;
-use nix::sys::epoll::EpollEvent;
-use std::{collections::VecDeque, sync::Arc};
-use tokio::sync::OwnedSemaphorePermit;
+use cratemill_protocol::{SubscriptionId, topic::Topic};
+use nix::sys::epoll::{EpollEvent, EpollFlags};
+use std::sync::Arc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc::UnboundedSender};
 
-/// Messages that wait before the socket is not read any more,
-const MAX_WAITING: usize = 256;
-/// and their bytes.
-const MAX_WAITING_BYTES: usize = 256 * 1024;
 /// All that all clients of a node have said and that is not done, half messages too.
 const INBOUND_BYTES: usize = 256 << 20;
 /// Messages that wait for the end of a long one.
 const MAX_HELD: usize = 1_024;
 /// What a client may have said of that at any time.
 const SMALL_BYTES: usize = 64 * 1024;
-/// A client that says nothing for so long is gone. It answers pings.
-const SILENCE_MS: u32 = 10_000;
+/// A client that says nothing for so many tenths of a second is gone. It answers pings.
+const SILENCE: u16 = 100;
 /// A ping at least every five seconds: it is looked at once a second, and the first comes in time too.
-const PING_AFTER_MS: u32 = 4_300;
+const PING_AFTER: u16 = 43;
 /// A message may take so long to come.
-const MESSAGE_MS: u32 = 120_000;
+const MESSAGE: u16 = 1_200;
 
 /// What is to be done for a client.
 #[derive(Debug)]
 pub struct Order {
     pub who: Who,
-    pub session: Arc<Session>,
+    pub session: Session,
     pub what: Todo,
 }
 
@@ -60,96 +63,18 @@ pub enum Todo {
     Closed,
 }
 
-/// What a client said.
-#[derive(Debug)]
-pub enum Said {
-    Command(Vec<u8>),
-    Text,
-    TooBig,
+/// What reactors need for them.
+#[derive(Debug, Clone)]
+pub struct Guests {
+    pub orders: UnboundedSender<Order>,
+    pub sessions: Arc<Sessions>,
+    pub rules: Rules,
 }
 
-impl Said {
-    fn bytes(&self) -> usize {
-        match self {
-            Self::Command(bytes) => bytes.len(),
-            Self::Text | Self::TooBig => 0,
-        }
-    }
-}
-
-pub(super) struct Guest {
-    session: Arc<Session>,
-    waiting: VecDeque<Said>,
-    waiting_bytes: usize,
-    /// Of what somebody does.
-    working_bytes: usize,
-    /// What it has said, as it is counted among that of all.
-    counted: usize,
-    /// Somebody does what it said.
-    busy: bool,
-    paused: bool,
-    /// It said goodbye: so it is answered when all is done.
-    goodbye: Option<Goodbye>,
-    /// Milliseconds of the reactor, which begin anew every few weeks: when it said something,
-    heard_ms: u32,
-    /// and when it got a ping.
-    pinged_ms: u32,
-    /// And since when it is in the middle of a message.
-    half_since_ms: Option<u32>,
-    /// Pings that it did not answer.
-    pings: u8,
-    /// With the first of them it had everything up to there.
-    pinged_at: Option<u64>,
-    /// What waits for the end of a message of several frames,
-    held: VecDeque<Bytes>,
-    /// all of which are there.
-    is_said: bool,
-}
-
-/// With a code, or without.
-#[derive(Debug, Clone, Copy)]
-struct Goodbye(Option<u16>);
-
-impl Guest {
-    pub(super) fn new(session: Arc<Session>, now_ms: u32) -> Self {
-        Self {
-            session,
-            waiting: VecDeque::new(),
-            waiting_bytes: 0,
-            working_bytes: 0,
-            counted: 0,
-            busy: true,
-            paused: false,
-            goodbye: None,
-            heard_ms: now_ms,
-            pinged_ms: now_ms,
-            half_since_ms: None,
-            pings: 0,
-            pinged_at: None,
-            held: VecDeque::new(),
-            is_said: false,
-        }
-    }
-
-    fn is_full(&self) -> bool {
-        self.waiting.len() >= MAX_WAITING || self.waiting_bytes >= MAX_WAITING_BYTES
-    }
-
-    /// The first of the pings that are out is answered: pongs come in their order, behind all that was written before.
-    fn answered(&mut self) {
-        if let Some(sequence) = self.pinged_at.take() {
-            self.session.confirm(sequence);
-        }
-        self.pings = self.pings.saturating_sub(1);
-    }
-
-    /// What waits, for a task.
-    fn take(&mut self) -> Vec<Said> {
-        self.working_bytes = std::mem::take(&mut self.waiting_bytes);
-        let all = self.waiting.drain(..).collect();
-        self.waiting = VecDeque::new();
-        all
-    }
+/// One whose connection has ended while somebody does what it said.
+pub(super) struct Departed {
+    guest: Guest,
+    work: Box<Work>,
 }
 
 impl Reactor {
@@ -158,20 +83,31 @@ impl Reactor {
     }
 
     #[allow(clippy::cast_possible_truncation, reason = "it begins anew")]
-    pub(super) fn now_ms(&self) -> u32 {
-        self.began.elapsed().as_millis() as u32
+    pub(super) fn now(&self) -> Tenths {
+        Tenths((self.began.elapsed().as_millis() / 100) as u16)
     }
 
     fn guest(&mut self, id: SlotId) -> Option<&mut Guest> {
-        self.talks.get_mut(&self.table, id)?.guest.as_deref_mut()
+        self.talks.get_mut(&self.table, id)?.guest()
+    }
+
+    fn work(&mut self, id: SlotId) -> Option<(&mut Guest, &mut Work)> {
+        self.talks.get_mut(&self.table, id)?.work()
+    }
+
+    fn session(&mut self, id: SlotId) -> Option<Session> {
+        let sessions = Arc::clone(&self.guests.sessions);
+        Some(sessions.unpack(&self.guest(id)?.session))
     }
 
     fn order(&mut self, id: SlotId, what: Todo) {
-        let Some(talk) = self.talks.get(&self.table, id) else { return };
-        let Some(guest) = &talk.guest else { return };
-        let who = Who { reactor: self.number, slot: id, serial: talk.serial, ask: 0 };
+        let sessions = Arc::clone(&self.guests.sessions);
+        let Some(talk) = self.talks.get_mut(&self.table, id) else { return };
+        let serial = talk.serial;
+        let Some(guest) = talk.guest() else { return };
+        let session = sessions.unpack(&guest.session);
         // Whoever takes them ends with the process.
-        let _ = self.orders.send(Order { who, session: Arc::clone(&guest.session), what });
+        let _ = self.guests.orders.send(Order { who: self.who(id, serial), session, what });
     }
 
     /// The connection is here.
@@ -180,10 +116,10 @@ impl Reactor {
     }
 
     pub(super) fn hear_guest(&mut self, id: SlotId, bytes: &[u8]) {
-        let (now_ms, rules) = (self.now_ms(), self.rules);
+        let (now, rules) = (self.now(), self.guests.rules);
         let Some(talk) = self.talks.get_mut(&self.table, id) else { return };
-        if let Some(guest) = &mut talk.guest {
-            guest.heard_ms = now_ms;
+        if let Some(guest) = talk.guest() {
+            guest.heard = now;
         }
         talk.extra().inbound.feed(bytes);
         loop {
@@ -206,9 +142,9 @@ impl Reactor {
             metrics::dropped("talkative");
             return self.hang_up(id, POLICY, "too many pings");
         }
-        let Some(guest) = &mut talk.guest else { return };
+        let Some((guest, work)) = talk.work() else { return };
         // What comes behind a goodbye is nothing.
-        if guest.goodbye.is_some() {
+        if work.goodbye.is_some() {
             return;
         }
         let said = match incoming {
@@ -216,27 +152,40 @@ impl Reactor {
             Incoming::Text(_) => Said::Text,
             Incoming::TooBig => Said::TooBig,
             Incoming::Ping(payload) => return self.say_now(id, frames::pong(payload), None),
-            Incoming::Pong => return guest.answered(),
+            Incoming::Pong => {
+                // The first of the pings that are out is answered: pongs come in their order, behind all that was written
+                // before.
+                guest.pings.one_less();
+                return self.answered_ping(id);
+            }
             Incoming::Close(code) => {
-                guest.goodbye = Some(Goodbye(code));
+                work.goodbye = Some(Goodbye(code));
                 return;
             }
         };
         // The next one has its own time.
-        guest.half_since_ms = None;
-        guest.waiting_bytes += said.bytes();
-        guest.waiting.push_back(said);
+        work.half_since = None;
+        work.waiting_bytes += said.bytes();
+        work.waiting.push_back(said);
+    }
+
+    /// The first of the pings that are out.
+    fn answered_ping(&mut self, id: SlotId) {
+        let last = self.hub.channels(|_, mark| mark.get(Source::Pubsub));
+        if let Some(sequence) = self.guest(id).and_then(|guest| guest.take_note(last)) {
+            self.confirm(id, sequence);
+        }
     }
 
     /// What it has said counts among what all have.
     fn count_guest(&mut self, id: SlotId) {
-        let now_ms = self.now_ms();
+        let now = self.now();
         let Some(talk) = self.talks.get_mut(&self.table, id) else { return };
         let half = talk.extra.as_ref().map_or(0, |extra| extra.inbound.len());
-        let Some(guest) = &mut talk.guest else { return };
-        guest.half_since_ms = if half > 0 { guest.half_since_ms.or(Some(now_ms)) } else { None };
-        let (was, is) = (guest.counted, half + guest.waiting_bytes + guest.working_bytes);
-        guest.counted = is;
+        let Some((_, work)) = talk.work() else { return };
+        work.half_since = if half > 0 { work.half_since.or(Some(now)) } else { None };
+        let (was, is) = (work.counted, half + work.waiting_bytes + work.working_bytes);
+        work.counted = is;
         self.inbound_bytes = self.inbound_bytes + is - was;
         talk.tidy();
         if is > SMALL_BYTES && is > was && self.inbound_bytes > INBOUND_BYTES / self.reactors {
@@ -247,14 +196,14 @@ impl Reactor {
 
     /// To a task, if none is at it; else its socket is not read where too much waits.
     fn hand_out(&mut self, id: SlotId) {
-        let Some(guest) = self.guest(id) else { return };
-        if !guest.busy && !guest.waiting.is_empty() {
+        let Some((guest, work)) = self.work(id) else { return };
+        if !guest.busy && !work.waiting.is_empty() {
             guest.busy = true;
-            let messages = guest.take();
+            let messages = work.take();
             self.order(id, Todo::Messages(messages));
         }
-        let Some(guest) = self.guest(id) else { return };
-        if let Some(Goodbye(code)) = guest.goodbye.filter(|_| !guest.busy) {
+        let Some((guest, work)) = self.work(id) else { return };
+        if let Some(Goodbye(code)) = work.goodbye.filter(|_| !guest.busy) {
             let answer = code.map_or_else(frames::close_without_code, |code| frames::close(code, ""));
             // It reads until this comes, so that it has what was written before.
             if let Some(sequence) = self.written(id) {
@@ -262,64 +211,76 @@ impl Reactor {
             }
             return self.goodbye(id, &answer);
         }
-        let paused = guest.is_full();
-        if std::mem::replace(&mut guest.paused, paused) != paused {
+        let paused = work.is_full();
+        let changed = std::mem::replace(&mut guest.paused, paused) != paused;
+        if let Some(talk) = self.talks.get_mut(&self.table, id) {
+            talk.tidy();
+        }
+        if changed {
             self.listen(id);
         }
     }
 
     /// All it said is done.
     pub(super) fn is_done(&mut self, who: Who) {
-        if let Some(mut guest) = self.departed.remove(&who.serial) {
-            if guest.waiting.is_empty() {
-                return self.see_off(who, &guest);
+        if let Some(mut departed) = self.departed.remove(&who.serial) {
+            if departed.work.waiting.is_empty() {
+                return self.see_off(who, departed);
             }
-            let (session, what) = (Arc::clone(&guest.session), Todo::Messages(guest.take()));
-            let _ = self.orders.send(Order { who, session, what });
-            self.departed.insert(who.serial, guest);
+            let session = self.guests.sessions.unpack(&departed.guest.session);
+            let what = Todo::Messages(departed.work.take());
+            let _ = self.guests.orders.send(Order { who, session, what });
+            self.departed.insert(who.serial, departed);
             return;
         }
         let talk = self.talks.get_mut(&self.table, who.slot).filter(|talk| talk.serial == who.serial);
-        let Some(guest) = talk.and_then(|talk| talk.guest.as_deref_mut()) else { return };
-        (guest.busy, guest.working_bytes) = (false, 0);
+        let Some((guest, work)) = talk.and_then(Talk::work) else { return };
+        (guest.busy, work.working_bytes) = (false, 0);
         self.count_guest(who.slot);
         self.hand_out(who.slot);
     }
 
-    fn see_off(&mut self, who: Who, guest: &Guest) {
-        self.inbound_bytes -= guest.counted;
-        let _ = self.orders.send(Order { who, session: Arc::clone(&guest.session), what: Todo::Closed });
+    fn see_off(&mut self, who: Who, Departed { guest, work }: Departed) {
+        self.inbound_bytes -= work.counted;
+        let session = self.guests.sessions.give(guest.session);
+        let _ = self.guests.orders.send(Order { who, session, what: Todo::Closed });
     }
 
     /// Its connection has ended: once what it said is done, so has it.
-    pub(super) fn depart(&mut self, slot: SlotId, talk: &mut Talk) {
-        let Some(guest) = talk.guest.take() else { return };
-        let who = Who { reactor: self.number, slot, serial: talk.serial, ask: 0 };
-        if guest.busy {
-            self.departed.insert(talk.serial, guest);
+    pub(super) fn depart(&mut self, slot: SlotId, talk: Talk) {
+        let Talk { serial, party: Party::Guest(guest), extra, .. } = talk else { return };
+        let work = extra.and_then(|extra| extra.work).unwrap_or_default();
+        let (who, mut departed) = (self.who(slot, serial), Departed { guest, work });
+        if departed.guest.busy {
+            self.departed.insert(serial, departed);
         } else {
-            self.see_off(who, &guest);
+            // What it said and nobody has taken yet is done too.
+            departed.guest.busy = true;
+            self.departed.insert(serial, departed);
+            self.is_done(who);
         }
     }
 
     /// Another connection gets what comes from `cursor` on.
     pub(super) fn follow(&mut self, id: SlotId, member: hub::Member, cursor: u32) {
+        // Whatever the database believed.
+        let follows = self.talks.get(&self.table, id).map(|talk| &talk.follows);
+        if follows.is_some_and(|follows| follows.iter().any(|follows| follows.channel == member.channel)) {
+            return;
+        }
         self.enlist(id, member, cursor);
         if self.table.get(id).is_some_and(|slot| !slot.owing) {
             self.go_on(id);
         }
     }
 
-    pub(super) fn unfollow(&mut self, id: SlotId, channel: ChannelId) {
-        let Some(talk) = self.talks.get_mut(&self.table, id) else { return };
-        let Some(place) = talk.follows.iter().position(|follows| follows.channel == channel) else { return };
-        let follows = talk.follows.remove(place);
-        self.leave(follows.channel, follows.place);
+    pub(super) fn unfollow(&mut self, id: SlotId, subscription: SubscriptionId) {
+        self.follows_no_more(id, &Topic::Publications(subscription));
     }
 
     pub(super) fn settled(&mut self, id: SlotId) {
-        if let Some(guest) = self.guest(id) {
-            guest.session.settle();
+        if let Some(session) = self.session(id) {
+            session.settle();
         }
     }
 
@@ -332,7 +293,7 @@ impl Reactor {
     /// Up to where all that it follows is written, as far as anybody can say.
     fn written(&mut self, id: SlotId) -> Option<u64> {
         if self.table.get(id).is_none_or(|slot| slot.owing || slot.speaking)
-            || !self.guest(id)?.session.is_settled()
+            || !self.session(id)?.is_settled()
         {
             return None;
         }
@@ -352,46 +313,50 @@ impl Reactor {
     }
 
     fn confirm(&mut self, id: SlotId, sequence: u64) {
-        if let Some(guest) = self.guest(id) {
-            guest.session.confirm(sequence);
+        if let Some(session) = self.session(id) {
+            session.confirm(sequence);
         }
     }
 
     /// Once a second.
     pub(super) fn look_after_guest(&mut self, id: SlotId) {
-        let now_ms = self.now_ms();
+        let now = self.now();
         let Some(slot) = self.table.get(id) else { return };
         let (owing, told) = (slot.owing, slot.told);
-        let Some(guest) = self.guest(id) else { return };
+        let Some(talk) = self.talks.get_mut(&self.table, id) else { return };
+        let work = talk.extra.as_mut().and_then(|extra| extra.work.as_mut());
+        let Party::Guest(guest) = &mut talk.party else { return };
         // Who is not read, or takes what it is owed, has nothing to answer: others look after these.
         if owing || guest.paused {
-            guest.heard_ms = now_ms;
-            guest.half_since_ms = guest.half_since_ms.map(|_| now_ms);
+            guest.heard = now;
+            if let Some(since) = work.and_then(|work| work.half_since.as_mut()) {
+                *since = now;
+            }
             return;
         }
-        if now_ms.wrapping_sub(guest.heard_ms) >= SILENCE_MS {
+        if now.since(guest.heard) >= SILENCE {
             metrics::dropped("silent");
             return self.hang_up(id, POLICY, "no pong for ten seconds");
         }
-        if guest.half_since_ms.is_some_and(|since| now_ms.wrapping_sub(since) >= MESSAGE_MS) {
+        let half_since = work.as_ref().and_then(|work| work.half_since);
+        if half_since.is_some_and(|since| now.since(since) >= MESSAGE) {
             return self.hang_up(id, POLICY, "a message takes too long");
         }
-        let regular = now_ms.wrapping_sub(guest.pinged_ms) >= PING_AFTER_MS;
-        if !(regular || (told && guest.pings == 0)) {
+        let regular = now.since(guest.pinged) >= PING_AFTER;
+        if !(regular || (told && !guest.pings.are_out())) {
             return;
         }
         // The client answered, but not each ping by itself.
-        let answers = now_ms.wrapping_sub(guest.heard_ms) < now_ms.wrapping_sub(guest.pinged_ms);
-        if regular && answers {
-            (guest.pings, guest.pinged_at) = (0, None);
+        if regular && guest.pings.is_answered() {
+            guest.pings = Pings::default();
         }
-        guest.pinged_ms = now_ms;
-        let is_first = guest.pings == 0;
-        guest.pings = guest.pings.saturating_add(1);
+        guest.pinged = now;
+        let is_first = !guest.pings.are_out();
+        guest.pings.one_more();
         if is_first {
             let written = self.written(id);
             if let Some(guest) = self.guest(id) {
-                guest.pinged_at = written;
+                guest.note(written);
             }
             if let Some(slot) = self.table.get(id) {
                 slot.told = written.is_none() && told;
@@ -402,19 +367,19 @@ impl Reactor {
 
     /// What is waited for at a socket that has everything.
     pub(super) fn listen(&mut self, id: SlotId) {
-        let paused = self.guest(id).is_some_and(|guest| guest.paused);
-        let is_guest = self.guest(id).is_some();
+        let guest = self.guest(id);
+        let (is_guest, paused) = (guest.is_some(), guest.is_some_and(|guest| guest.paused));
         let mut flags = LISTENING;
         if is_guest {
             // What it said before it went is read first.
-            flags.remove(nix::sys::epoll::EpollFlags::EPOLLRDHUP);
+            flags.remove(EpollFlags::EPOLLRDHUP);
         }
         if paused {
-            flags.remove(nix::sys::epoll::EpollFlags::EPOLLIN);
+            flags.remove(EpollFlags::EPOLLIN);
         }
         let Some(slot) = self.table.get(id) else { return };
         if slot.owing {
-            flags.insert(nix::sys::epoll::EpollFlags::EPOLLOUT);
+            flags.insert(EpollFlags::EPOLLOUT);
         }
         if let Some(stream) = &slot.stream {
             // If it fails, the sweep ends the connection.
@@ -430,8 +395,8 @@ impl Reactor {
         }
         let Some(slot) = self.table.get(id).filter(|slot| !slot.leaving) else { return };
         (slot.speaking, slot.told) = (true, true);
-        if let Some(guest) = self.guest(id) {
-            guest.is_said = is_last;
+        if let Some((_, work)) = self.work(id) {
+            work.is_said = is_last;
         }
         self.say_now(id, bytes, Some(room));
         if self.table.get(id).is_some_and(|slot| !slot.owing) && is_last {
@@ -441,18 +406,21 @@ impl Reactor {
     }
 
     pub(super) fn hold(&mut self, id: SlotId, bytes: Bytes) {
-        let Some(guest) = self.guest(id) else { return };
-        guest.held.push_back(bytes);
-        if guest.held.len() > MAX_HELD {
+        let Some((_, work)) = self.work(id) else { return };
+        work.held.push_back(bytes);
+        if work.held.len() > MAX_HELD {
             self.drop_for(id, DropReason::Slow);
         }
     }
 
     /// A message of several frames is written, if it is: then what waited for that.
     pub(super) fn has_spoken(&mut self, id: SlotId) {
-        let Some(guest) = self.guest(id).filter(|guest| guest.is_said) else { return };
-        guest.is_said = false;
-        let held = std::mem::take(&mut guest.held);
+        let Some(talk) = self.talks.get_mut(&self.table, id) else { return };
+        let work = talk.extra.as_mut().and_then(|extra| extra.work.as_mut());
+        let Some(work) = work.filter(|work| work.is_said) else { return };
+        work.is_said = false;
+        let held = std::mem::take(&mut work.held);
+        talk.tidy();
         if let Some(slot) = self.table.get(id) {
             slot.speaking = false;
         }
