@@ -27,6 +27,8 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 /// Events of one claim: few enough that the first of many is published soon, and 6 MB at most.
 const BATCH: i64 = 256;
+/// Events that are noted at once of what a leader finds in the stream.
+const PART: usize = 256;
 /// Published events that are confirmed though others are due. Whoever leads next looks for these in the stream, one by one.
 const MAX_UNCONFIRMED: usize = 1_024;
 /// Without any hint: what a lost one costs at most.
@@ -97,26 +99,34 @@ impl<'a> Publisher<'a> {
         // Only of what was claimed it is not known whether it is there.
         let is_open = !in_time(schedule::firing(conn, 1)).await?.is_empty();
         let there = if is_open { timeline::read(&stream, noted, last).await? } else { Vec::new() };
-        this.settle(conn, &there.into_iter().collect()).await?;
+        this.settle(conn, &there).await?;
         Ok(this)
     }
 
-    /// Notes what is there, and publishes what is not.
-    async fn settle(&mut self, conn: &mut PgConnection, there: &HashMap<EventId, u64>) -> anyhow::Result<()> {
+    /// Notes what is there, with its place in the stream, and publishes what is not.
+    async fn settle(&mut self, conn: &mut PgConnection, there: &[(EventId, u64)]) -> anyhow::Result<()> {
+        // In the order of the stream: up to where it says so, all is noted at each moment.
+        for part in there.chunks(PART) {
+            let ids: Vec<EventId> = part.iter().map(|(id, _)| *id).collect();
+            let places: HashMap<EventId, i64> =
+                in_time(schedule::places(conn, &ids)).await?.into_iter().collect();
+            let known = |(id, sequence): &(EventId, u64)| {
+                Some(Fired { place: *places.get(id)?, id: *id, sequence: number(*sequence) })
+            };
+            let last = part.last().map_or(0, |(_, sequence)| *sequence);
+            let noted = Unconfirmed { fired: part.iter().filter_map(known).collect(), last };
+            self.confirm(conn, &noted).await?;
+        }
         loop {
-            let firing = in_time(schedule::firing(conn, BATCH)).await?;
-            let known = |firing: &Firing| Some(fired(firing, *there.get(&firing.id)?));
-            let known: Vec<Fired> = firing.iter().filter_map(known).collect();
-            let missing: Vec<Firing> =
-                firing.into_iter().filter(|firing| !there.contains_key(&firing.id)).collect();
-            let is_done = known.is_empty() && missing.is_empty();
-            self.confirm(conn, &Unconfirmed { fired: known, last: self.last }).await?;
-            if is_done {
-                return Ok(());
-            }
+            // What is published now comes behind all that was there.
             let mut unconfirmed = Unconfirmed::none(self.last);
+            let missing = in_time(schedule::firing(conn, BATCH)).await?;
+            let is_all = missing.is_empty();
             unconfirmed.add(self.send(missing).await?.stored().await?);
             self.confirm(conn, &unconfirmed).await?;
+            if is_all {
+                return Ok(());
+            }
         }
     }
 
@@ -130,7 +140,7 @@ impl<'a> Publisher<'a> {
             let is_more_due = i64::try_from(claimed.len()).is_ok_and(|count| count >= BATCH);
             let is_behind = is_more_due && unconfirmed.fired.len() < MAX_UNCONFIRMED;
             let sent = self.send(claimed).await?;
-            let before = (!is_behind).then(|| unconfirmed.take());
+            let before = (!is_behind && !unconfirmed.fired.is_empty()).then(|| unconfirmed.take());
             let next = async {
                 match &before {
                     Some(before) => in_time(confirm_and_claim(conn, term, before)).await,

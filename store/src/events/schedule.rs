@@ -75,6 +75,16 @@ pub async fn firing(conn: &mut PgConnection, limit: i64) -> sqlx::Result<Vec<Fir
     .await
 }
 
+/// Of these events those that were claimed and are not known to be on the bus, with their places.
+pub async fn places(conn: &mut PgConnection, ids: &[EventId]) -> sqlx::Result<Vec<(EventId, i64)>> {
+    let rows: Vec<(Uuid, i64)> =
+        sqlx::query_as("SELECT event_id, place FROM firing_events WHERE event_id = ANY($1)")
+            .bind(ids.iter().map(|id| id.0).collect::<Vec<_>>())
+            .fetch_all(conn)
+            .await?;
+    Ok(rows.into_iter().map(|(id, place)| (EventId(id), place)).collect())
+}
+
 /// Notes what the bus has, which is everything of the stream up to `last_sequence`. False if the term is over.
 pub async fn confirm(
     conn: &mut PgConnection,
