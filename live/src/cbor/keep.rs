@@ -10,6 +10,8 @@ use uuid::Uuid;
 
 /// A node that dies has its clients get again what they took in since the last time.
 const NOTE_EVERY: Duration = Duration::from_secs(1);
+/// Sessions of one statement: a connection to the database keeps buffers as long as the longest.
+const PART: usize = 512;
 /// Notes between two looks for sessions that nobody came back to.
 const FORGET_EVERY: u32 = 600;
 /// Of those at once; then the next.
@@ -43,16 +45,20 @@ pub(super) async fn run(cbor: Arc<Cbor>, shutdown: CancellationToken) {
 /// How far they are, or only that they are there.
 async fn note(cbor: &Cbor, all: bool) -> cratemill_store::Result<()> {
     let news = cbor.sessions.news(all);
-    if news.is_empty() {
-        return Ok(());
+    for (number, part) in news.chunks(PART).enumerate() {
+        note_part(cbor, part).await.inspect_err(|_| {
+            news[number * PART..].iter().for_each(|(session, _)| session.is_not_noted());
+        })?;
     }
+    Ok(())
+}
+
+async fn note_part(cbor: &Cbor, part: &[(Session, u64)]) -> cratemill_store::Result<()> {
     let rows: Vec<_> =
-        news.iter().map(|(session, confirmed)| (session.id(), session.epoch(), signed(*confirmed))).collect();
+        part.iter().map(|(session, confirmed)| (session.id(), session.epoch(), signed(*confirmed))).collect();
     let noted = async { sessions::confirm(&mut *cbor.pool.acquire().await?, &rows).await };
-    let noted =
-        in_time(noted).await.inspect_err(|_| news.iter().for_each(|(session, _)| session.is_not_noted()))?;
-    let noted: HashSet<Uuid> = noted.into_iter().collect();
-    for (session, _) in news.iter().filter(|(session, _)| !noted.contains(&session.id())) {
+    let noted: HashSet<Uuid> = in_time(noted).await?.into_iter().collect();
+    for (session, _) in part.iter().filter(|(session, _)| !noted.contains(&session.id())) {
         attach::hang_up(cbor, session);
     }
     Ok(())
