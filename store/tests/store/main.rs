@@ -11,6 +11,7 @@ mod downloads;
 mod estimates;
 mod faults;
 mod nodes;
+mod pubsub;
 mod queue;
 mod sessions;
 mod states;
