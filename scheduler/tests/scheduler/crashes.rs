@@ -117,7 +117,7 @@ async fn a_crowd_of_what_is_due_goes_once_and_in_order_whoever_dies_meanwhile(po
         let scheduler = world.scheduler();
         let before = stored;
         let reached = async {
-            while stored < before + more {
+            while stored < (before + more).min(CROWD.into()) {
                 stored = world.stored().await;
             }
         };
