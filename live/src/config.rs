@@ -1,17 +1,21 @@
 //! Flags and environment of the live gateway. All of it is checked while it is parsed.
 
-use crate::auth::{command, token::Secret};
+use crate::{
+    auth::{command, token::Secret},
+    mastodon::config::{Flags, Hidden, MastodonConfig},
+};
 use axum::http::{HeaderName, HeaderValue};
-use clap::{CommandFactory, FromArgMatches};
+use clap::{ArgMatches, CommandFactory, FromArgMatches, parser::ValueSource};
 use cratemill_service::config::{Nats, Process};
-use cratemill_store::{Database, objects::ObjectStore};
+use cratemill_store::{database::DatabaseUrl, objects::ObjectStore};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 /// More would hardly have anything to do; who has more to do says so.
 const MAX_OWN_REACTORS: usize = 4;
 
 /// What is required of every process has a default here, or is required only where logs are shown: see [`Config::checked`].
 fn command() -> clap::Command {
-    ["s3_endpoint", "s3_bucket", "s3_access_key", "s3_secret_key"]
+    ["s3_endpoint", "s3_bucket", "s3_access_key", "s3_secret_key", "nats_url"]
         .into_iter()
         .fold(Config::command(), |command, name| command.mut_arg(name, |arg| arg.required(false)))
         .mut_arg("listen", |arg| arg.required(false).default_value(LISTEN))
@@ -19,6 +23,8 @@ fn command() -> clap::Command {
 
 /// For who tries it.
 const LISTEN: &str = "127.0.0.1:8080";
+/// Where Mastodon's server listens.
+const MASTODON_PORT: u16 = 4000;
 
 /// What the program is asked to do.
 #[derive(Debug)]
@@ -45,7 +51,7 @@ impl Invocation {
         let matches = command.try_get_matches_from(arguments)?;
         match matches.subcommand() {
             Some((_, token)) => Ok(Self::Token(command::Config::from_arg_matches(token)?)),
-            None => Ok(Self::Serve(Box::new(Config::from_arg_matches(&matches)?.checked()?))),
+            None => Ok(Self::Serve(Box::new(Config::parsed(&matches)?))),
         }
     }
 }
@@ -58,6 +64,8 @@ pub enum DialectName {
     Events,
     /// Publish and subscribe in CBOR over WebSocket.
     Cbor,
+    /// Mastodon's streaming API, in place of Mastodon's own server.
+    Mastodon,
 }
 
 /// The native dialect.
@@ -129,10 +137,15 @@ pub struct CborConfig {
 pub struct Config {
     #[command(flatten)]
     pub process: Process,
+    /// Every dialect but `mastodon` needs it.
     #[command(flatten)]
-    pub nats: Nats,
-    #[command(flatten)]
-    pub database: Database,
+    pub nats: Option<Nats>,
+    /// Postgres: `postgres://user:password@host/database`. Ours, or Mastodon's where only `mastodon` is spoken.
+    #[arg(long, alias = "database", env = "DATABASE_URL", value_name = "URL", hide_env_values = true)]
+    database_url: Option<Hidden>,
+    /// The same, checked: ours.
+    #[arg(skip)]
+    pub database: Option<DatabaseUrl>,
     /// What this node speaks, separated by commas.
     #[arg(long, env = "DIALECTS", value_name = "NAME", value_delimiter = ',', default_value = "native")]
     pub dialects: Vec<DialectName>,
@@ -142,6 +155,11 @@ pub struct Config {
     pub event_api: EventApiConfig,
     #[command(flatten)]
     pub cbor: CborConfig,
+    #[command(flatten)]
+    mastodon_flags: Flags,
+    /// The same, checked.
+    #[arg(skip)]
+    pub mastodon: Option<MastodonConfig>,
     /// Signs the tokens of publishers and of followers of private topics, and of who has a session over CBOR; the same on
     /// all live nodes, at least 32 bytes. Without it nobody can publish to a topic.
     #[arg(long, env = "LIVE_TOKEN_SECRET", value_name = "SECRET", hide_env_values = true)]
@@ -166,11 +184,38 @@ impl Config {
     where
         T: Into<std::ffi::OsString> + Clone,
     {
-        Self::from_arg_matches(&command().try_get_matches_from(arguments)?)?.checked()
+        Self::parsed(&command().try_get_matches_from(arguments)?)
+    }
+
+    fn parsed(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let mut config = Self::from_arg_matches(matches)?;
+        if matches.value_source("listen") == Some(ValueSource::DefaultValue) {
+            config.listen_as_mastodon()?;
+        }
+        config.checked()
+    }
+
+    /// Where BIND and PORT say, and where Mastodon's server would if nothing else is spoken.
+    fn listen_as_mastodon(&mut self) -> Result<(), clap::Error> {
+        let Flags { bind, port, .. } = &self.mastodon_flags;
+        let is_alone = self.speaks(DialectName::Mastodon) && !self.needs_the_bus();
+        if !is_alone && bind.is_none() && port.is_none() {
+            return Ok(());
+        }
+        let address = match bind.as_deref() {
+            None | Some("localhost") => Ok(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+            Some(bind) => bind.parse(),
+        };
+        let address = address.map_err(|_| {
+            command().error(clap::error::ErrorKind::InvalidValue, "BIND is no address: 0.0.0.0, or ::")
+        })?;
+        self.process.listen = SocketAddr::new(address, port.unwrap_or(MASTODON_PORT));
+        Ok(())
     }
 
     /// What each dialect needs beside what is right for itself.
-    fn checked(self) -> Result<Self, clap::Error> {
+    fn checked(mut self) -> Result<Self, clap::Error> {
+        let wrong = |what: String| command().error(clap::error::ErrorKind::InvalidValue, what);
         let missing = |what: &str| {
             Err(command().error(clap::error::ErrorKind::MissingRequiredArgument, what.to_owned()))
         };
@@ -182,7 +227,26 @@ impl Config {
         if self.speaks(DialectName::Events) && self.event_api.secrets.is_empty() {
             return missing("the dialect `events` needs --secret");
         }
+        if self.needs_the_bus() {
+            if self.nats.is_none() {
+                return missing("--nats-url is needed by every dialect but `mastodon`");
+            }
+            let Some(Hidden(url)) = &self.database_url else {
+                return missing("--database-url is needed by every dialect but `mastodon`");
+            };
+            self.database = Some(url.parse().map_err(wrong)?);
+        }
+        if self.speaks(DialectName::Mastodon) {
+            let url = self.database_url.as_ref().filter(|_| !self.needs_the_bus());
+            let checked = MastodonConfig::checked(self.mastodon_flags.clone(), url).map_err(wrong)?;
+            self.mastodon = Some(checked);
+        }
         Ok(self)
+    }
+
+    /// Whether anything is spoken that is not only Mastodon's.
+    pub fn needs_the_bus(&self) -> bool {
+        self.dialects.iter().any(|dialect| *dialect != DialectName::Mastodon)
     }
 
     pub fn speaks(&self, dialect: DialectName) -> bool {

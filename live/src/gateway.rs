@@ -15,14 +15,23 @@ use std::sync::Arc;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+/// Of every dialect.
+#[derive(Debug, Clone)]
+pub struct Entrance {
+    pub reactors: Arc<Reactors>,
+    /// One for each viewer that this node takes.
+    pub seats: Arc<Seats>,
+    pub shutdown: CancellationToken,
+}
+
+/// Of those that the bus feeds.
 #[derive(Debug, Clone)]
 pub struct Gateway {
     pub hub: Arc<Hub>,
     pub bus: Bus,
     pub backfills: Arc<Backfills>,
+    pub entrance: Entrance,
     pub reactors: Arc<Reactors>,
-    /// One for each viewer that this node takes.
-    pub seats: Arc<Seats>,
     /// And for each that has a task for long.
     pub followers: Arc<Semaphore>,
     pub shutdown: CancellationToken,
@@ -69,6 +78,13 @@ impl From<Refusal> for Problem {
 }
 
 impl Gateway {
+    /// A place for one more viewer.
+    pub fn admit(&self) -> Result<Seat, Refusal> {
+        self.entrance.admit()
+    }
+}
+
+impl Entrance {
     /// A place for one more viewer.
     pub fn admit(&self) -> Result<Seat, Refusal> {
         if self.shutdown.is_cancelled() {

@@ -8,7 +8,8 @@
 //! POST, what people publish         -> [publish] -> JetStream
 //! ```
 //! It speaks several dialects, each of which can stand alone: our own ([`native`]: [`sse`], [`ws`], [`publish`]), a zero-code
-//! event API ([`event_api`]), and publish/subscribe in CBOR ([`cbor`]). The program is `cratemill-live`; within another program:
+//! event API ([`event_api`]), publish/subscribe in CBOR ([`cbor`]), and Mastodon's streaming API ([`mastodon`]), which needs
+//! Mastodon's Redis and database instead of ours. The program is `cratemill-live`; within another program:
 //!
 //! ```no_run
 //! # async fn example() -> anyhow::Result<()> {
@@ -31,11 +32,14 @@
 pub mod app;
 pub mod auth;
 pub mod cbor;
+pub mod client_address;
 pub mod config;
 pub mod dialects;
 pub mod engine;
 pub mod event_api;
+mod fed;
 pub mod gateway;
+pub mod mastodon;
 pub mod metrics;
 pub mod native;
 pub mod origin;

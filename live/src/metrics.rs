@@ -1,5 +1,6 @@
 //! The names of the gateway's metrics, in one place.
 
+use crate::dialects::mastodon::Form;
 use metrics::{counter, gauge};
 
 const VIEWERS: &str = "cratemill_live_viewers";
@@ -16,6 +17,63 @@ const NOT_PUBLISHED: &str = "cratemill_live_publishes_refused_total";
 
 const EVENT_API_INSERTED: &str = "cratemill_live_event_api_inserted_total";
 const EVENT_API_REFUSED: &str = "cratemill_live_event_api_refused_total";
+
+/// Of Mastodon's streaming server, whose dashboards go on showing them.
+const CONNECTED_CLIENTS: &str = "connected_clients";
+const CONNECTED_CHANNELS: &str = "connected_channels";
+const MESSAGES_SENT: &str = "messages_sent_total";
+const REDIS_SUBSCRIPTIONS: &str = "redis_subscriptions";
+const REDIS_MESSAGES: &str = "redis_messages_received_total";
+const PG_TOTAL: &str = "pg_pool_total_connections";
+const PG_IDLE: &str = "pg_pool_idle_connections";
+const PG_WAITING: &str = "pg_pool_waiting_queries";
+const MASTODON_MALFORMED: &str = "cratemill_live_mastodon_malformed_messages_total";
+
+/// Channels that each connection has beside those it asks for: of its token, and of its account.
+const SYSTEM_CHANNELS: f64 = 2.0;
+
+fn kind(form: Form) -> &'static str {
+    match form {
+        Form::Events => "eventsource",
+        Form::Socket => "websocket",
+    }
+}
+
+/// More listeners to Mastodon, or fewer.
+pub fn mastodon_client(form: Form, change: f64) {
+    gauge!(CONNECTED_CLIENTS, "type" => kind(form)).increment(change);
+    mastodon_channel(form, "system", change * SYSTEM_CHANNELS);
+}
+
+pub fn mastodon_channel(form: Form, name: &'static str, change: f64) {
+    gauge!(CONNECTED_CHANNELS, "type" => kind(form), "channel" => name).increment(change);
+}
+
+pub fn mastodon_sent(form: Form, count: u64) {
+    if count > 0 {
+        counter!(MESSAGES_SENT, "type" => kind(form)).increment(count);
+    }
+}
+
+pub fn redis_subscriptions(change: f64) {
+    gauge!(REDIS_SUBSCRIPTIONS).increment(change);
+}
+
+pub fn redis_message() {
+    counter!(REDIS_MESSAGES).increment(1);
+}
+
+/// A message of Mastodon that cannot be read.
+pub fn mastodon_malformed() {
+    counter!(MASTODON_MALFORMED).increment(1);
+}
+
+#[allow(clippy::cast_precision_loss, reason = "they are few")]
+pub fn pg_pool(total: usize, idle: usize, waiting: usize) {
+    gauge!(PG_TOTAL).set(total as f64);
+    gauge!(PG_IDLE).set(idle as f64);
+    gauge!(PG_WAITING).set(waiting as f64);
+}
 
 /// Events of the event API that are in the database.
 pub fn event_api_inserted(count: usize) {

@@ -15,6 +15,7 @@ pub mod estimates;
 pub mod events;
 pub mod faults;
 pub mod jobs;
+pub mod mastodon;
 pub mod nodes;
 pub mod objects;
 pub mod outbox;

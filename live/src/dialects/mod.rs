@@ -5,6 +5,7 @@
 
 pub mod cbor;
 pub mod event_api;
+pub mod mastodon;
 pub mod native;
 
 use crate::{
@@ -32,13 +33,19 @@ pub enum Dialect {
     EventApi,
     /// Publish and subscribe in CBOR over WebSocket; ids are written as the client writes them.
     Cbor(IdForm),
+    /// Mastodon's streaming API; its reactors write what it has to say themselves, each viewer's by its rules.
+    MastodonEvents,
+    MastodonSocket,
 }
 
 /// What a connection over WebSocket asks for.
 pub use native::ws::Request;
 
-/// How often those are told that want to be, whatever else they get.
-pub const BEAT_S: usize = 10;
+/// How often viewers of the event API are told that we are there, whatever else they get,
+const EVENT_API_BEAT_S: usize = 10;
+/// and those of Mastodon's streams of events, and of its WebSockets.
+const THUMP_S: usize = 15;
+const MASTODON_PING_S: usize = 30;
 
 /// What is said of a topic, beside its messages.
 #[derive(Debug, Clone, Copy)]
@@ -55,9 +62,19 @@ pub enum Said<'a> {
 impl Dialect {
     pub fn is_socket(self) -> bool {
         match self {
-            Self::NativeEvents | Self::EventApi => false,
-            Self::NativeSocket | Self::Cbor(_) => true,
+            Self::NativeEvents | Self::EventApi | Self::MastodonEvents => false,
+            Self::NativeSocket | Self::Cbor(_) | Self::MastodonSocket => true,
         }
+    }
+
+    /// Whether more is known of each than its place in a channel.
+    pub fn has_talk(self) -> bool {
+        self.is_socket() || self.is_listener()
+    }
+
+    /// Whether it listens to Mastodon.
+    pub fn is_listener(self) -> bool {
+        matches!(self, Self::MastodonEvents | Self::MastodonSocket)
     }
 
     /// Whether it is one whose messages are commands that tasks do.
@@ -65,11 +82,23 @@ impl Dialect {
         matches!(self, Self::Cbor(_))
     }
 
-    /// Said every [`BEAT_S`] seconds, whatever else is said; nothing where a sign of life is shown to the silent.
-    pub fn beat(self) -> Option<Bytes> {
+    /// How often there is a sign of life, whatever else is said; nothing where it is shown to the silent.
+    pub fn beat_s(self) -> Option<usize> {
         match self {
             Self::NativeEvents | Self::NativeSocket | Self::Cbor(_) => None,
-            Self::EventApi => Some(event_api::ping()),
+            Self::EventApi => Some(EVENT_API_BEAT_S),
+            Self::MastodonEvents => Some(THUMP_S),
+            Self::MastodonSocket => Some(MASTODON_PING_S),
+        }
+    }
+
+    /// What that sign is.
+    pub fn beat(self) -> Bytes {
+        match self {
+            Self::NativeEvents | Self::NativeSocket | Self::Cbor(_) => Bytes::new(),
+            Self::EventApi => event_api::ping(),
+            Self::MastodonEvents => mastodon::thump(),
+            Self::MastodonSocket => frames::ping(),
         }
     }
 
@@ -83,6 +112,8 @@ impl Dialect {
                     frames::put_binary(&cbor::issue(subscription, publication, ids), out);
                 }
             }
+            // It has no topics.
+            Self::MastodonEvents | Self::MastodonSocket => {}
             // It has a channel for each of its topics.
             Self::NativeSocket => {
                 for topic in topics {
@@ -101,7 +132,7 @@ impl Dialect {
             (Self::NativeEvents, None) => encode::heartbeat(),
             (Self::NativeSocket, position) => text(&ws::heartbeat(position)),
             // It beats, or is asked for its pong.
-            (Self::EventApi | Self::Cbor(_), _) => Bytes::new(),
+            (Self::EventApi | Self::Cbor(_) | Self::MastodonEvents | Self::MastodonSocket, _) => Bytes::new(),
         }
     }
 
@@ -112,7 +143,14 @@ impl Dialect {
                 let what = What::Reset { topic: topic.clone(), reason };
                 encoded(&Item { what, position: position.clone() })
             }
-            (Self::NativeEvents | Self::EventApi | Self::Cbor(_), _) => Bytes::new(),
+            (
+                Self::NativeEvents
+                | Self::EventApi
+                | Self::Cbor(_)
+                | Self::MastodonEvents
+                | Self::MastodonSocket,
+                _,
+            ) => Bytes::new(),
             (Self::NativeSocket, Said::Subscribed(topic, position)) => text(&ws::subscribed(topic, position)),
             (Self::NativeSocket, Said::Unsubscribed(topic)) => text(&ws::unsubscribed(topic)),
             (Self::NativeSocket, Said::Reset(topic, position, reason)) => {
@@ -133,10 +171,11 @@ impl Dialect {
         match (self, reason) {
             (Self::NativeEvents, _) => encode::dropped(reason),
             (Self::EventApi, _) => event_api::dropped(reason),
-            (Self::NativeSocket | Self::Cbor(_), DropReason::Slow) => {
+            (Self::MastodonEvents, _) => mastodon::last_words(encode::drop_reason(reason)),
+            (Self::NativeSocket | Self::Cbor(_) | Self::MastodonSocket, DropReason::Slow) => {
                 frames::close(TRY_AGAIN, encode::drop_reason(reason))
             }
-            (Self::NativeSocket | Self::Cbor(_), DropReason::Broken) => {
+            (Self::NativeSocket | Self::Cbor(_) | Self::MastodonSocket, DropReason::Broken) => {
                 frames::close(RESTART, encode::drop_reason(reason))
             }
         }
@@ -147,7 +186,8 @@ impl Dialect {
         match self {
             Self::NativeEvents => encode::draining(),
             Self::EventApi => event_api::draining(),
-            Self::NativeSocket | Self::Cbor(_) => frames::close(RESTART, "draining"),
+            Self::MastodonEvents => mastodon::last_words("draining"),
+            Self::NativeSocket | Self::Cbor(_) | Self::MastodonSocket => frames::close(RESTART, "draining"),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! How often somebody may sign up or log in: by address, and by the name that is tried. Each node counts for itself.
 
 use super::error::Error;
+use crate::client_address;
 use axum::http::{HeaderMap, HeaderName};
 use governor::{
     Quota, RateLimiter,
@@ -9,7 +10,7 @@ use governor::{
 };
 use std::{
     hash::{BuildHasher as _, Hash, RandomState},
-    net::{IpAddr, Ipv6Addr},
+    net::IpAddr,
     num::NonZeroU32,
     time::Duration,
 };
@@ -68,8 +69,7 @@ impl Limits {
     }
 
     fn client(&self, headers: &HeaderMap, peer: IpAddr) -> IpAddr {
-        let claimed = self.header.as_ref().and_then(|name| last_address(headers, name));
-        network(claimed.unwrap_or(peer))
+        client_address::of(headers, self.header.as_ref(), peer)
     }
 }
 
@@ -90,23 +90,6 @@ fn check<K: Hash + Eq + Clone>(limiter: &Limiter<K>, key: &K) -> Result<(), Erro
         // Whole seconds, and not none.
         Error::TooMany(Duration::from_secs(wait.as_secs() + 1))
     })
-}
-
-/// What the nearest proxy has written down: it comes last, and what is before it anybody may have made up.
-fn last_address(headers: &HeaderMap, name: &HeaderName) -> Option<IpAddr> {
-    let last = headers.get_all(name).iter().next_back()?.to_str().ok()?;
-    last.rsplit(',').next()?.trim().parse().ok()
-}
-
-/// Somebody who has one address of IPv6 has all of its network.
-fn network(address: IpAddr) -> IpAddr {
-    match address {
-        IpAddr::V6(v6) => match v6.to_ipv4_mapped() {
-            Some(v4) => IpAddr::V4(v4),
-            None => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & !u128::from(u64::MAX))),
-        },
-        v4 @ IpAddr::V4(_) => v4,
-    }
 }
 
 #[cfg(test)]
@@ -135,25 +118,5 @@ mod tests {
         guess("10.0.0.1", "b").unwrap();
         let others = (0..=255).map(|n| guess(&format!("10.0.1.{n}"), "a"));
         assert!(others.filter(Result::is_err).count() > 50, "many who try one name are limited too");
-    }
-
-    #[test]
-    fn an_address_is_what_the_nearest_proxy_says() {
-        let name = HeaderName::from_static("x-forwarded-for");
-        for (values, expected) in [
-            (vec![], None),
-            (vec!["10.0.0.1"], Some("10.0.0.1")),
-            (vec!["1.2.3.4, 10.0.0.1"], Some("10.0.0.1")),
-            (vec!["10.0.0.1", "::1"], Some("::1")),
-            (vec!["10.0.0.1", "x"], None),
-        ] {
-            let mut headers = HeaderMap::new();
-            for value in &values {
-                headers.append(name.clone(), value.parse().unwrap());
-            }
-            assert_eq!(last_address(&headers, &name), expected.map(address), "{values:?}");
-        }
-        assert_eq!(network(address("2001:db8:1:2:3:4:5:6")), address("2001:db8:1:2::"));
-        assert_eq!(network(address("::ffff:10.0.0.1")), address("10.0.0.1"));
     }
 }

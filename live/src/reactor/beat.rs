@@ -1,7 +1,6 @@
 //! Signs of life for those who are promised them at intervals, whatever else they get, and a look at those who promise them.
 
 use super::{run::Reactor, table::SlotId};
-use crate::dialects::BEAT_S;
 use std::time::{Duration, Instant};
 
 /// Once a second each connection is looked at, in so many parts: all at once would hold up what is due to others.
@@ -15,16 +14,21 @@ impl Reactor {
         self.next_beat = Instant::now() + STEP;
         let (part, second) = (self.beat % STEPS, self.beat / STEPS);
         for id in (part..self.table.len()).step_by(STEPS) {
-            let is_due = (id / STEPS + second).is_multiple_of(BEAT_S);
             let Ok(id) = SlotId::try_from(id) else { break };
             let Some(slot) = self.table.get(id).filter(|slot| !slot.leaving) else { continue };
             if slot.dialect.is_guest() {
                 self.look_after_guest(id);
-            } else if is_due
-                && !slot.owing
-                && let Some(bytes) = slot.dialect.beat()
-            {
-                self.give(id, &bytes);
+                continue;
+            }
+            let (dialect, owing) = (slot.dialect, slot.owing);
+            let place = id as usize / STEPS;
+            if dialect.beat_s().is_none_or(|period| !(place + second).is_multiple_of(period)) {
+                continue;
+            }
+            if dialect.is_listener() {
+                self.beat_listener(id);
+            } else if !owing {
+                self.give(id, &dialect.beat());
             }
         }
         self.beat = self.beat.wrapping_add(1);

@@ -130,7 +130,7 @@ impl Reactor {
     }
 
     /// If all together are owed more than there is room for, one has to go.
-    fn owe(&mut self, id: SlotId, bytes: Bytes) -> Option<SlotId> {
+    pub(super) fn owe(&mut self, id: SlotId, bytes: Bytes) -> Option<SlotId> {
         let slot = self.table.get(id)?;
         slot.owing = true;
         self.listen(id);
@@ -199,7 +199,7 @@ impl Reactor {
     /// What is due to one connection that has taken everything before.
     pub(super) fn go_on(&mut self, id: SlotId) {
         let Some(slot) = self.table.get(id) else { return };
-        if !slot.dialect.is_socket() {
+        if !slot.dialect.has_talk() {
             let (channel, place) = (slot.channel, slot.member);
             return self.go_on_in(id, channel, place);
         }
@@ -236,10 +236,10 @@ impl Reactor {
     pub(super) fn show_life(&mut self, id: SlotId) {
         let Some(slot) = self.table.get(id) else { return };
         let (dialect, channel, place) = (slot.dialect, slot.channel, slot.member as usize);
-        if dialect.beat().is_some() || dialect.is_guest() {
+        if dialect.beat_s().is_some() || dialect.is_guest() {
             return self.go_on(id);
         }
-        let sign = if dialect.is_socket() {
+        let sign = if dialect.has_talk() {
             self.sign_of_life(id, dialect)
         } else {
             let member = self.members.get(&channel).and_then(|members| members.get(place));
@@ -284,7 +284,7 @@ impl Reactor {
     pub(super) fn close(&mut self, id: SlotId) {
         self.forget_debt(id);
         let Some(slot) = self.table.get(id) else { return };
-        let (talks, channel, member) = (slot.dialect.is_socket(), slot.channel, slot.member);
+        let (talks, channel, member) = (slot.dialect.has_talk(), slot.channel, slot.member);
         if talks {
             while let Some(follows) = self.talks.get_mut(&self.table, id).and_then(|talk| talk.follows.pop())
             {
@@ -337,6 +337,6 @@ struct Telling {
 }
 
 /// What was not taken: shared with others, unless that would keep much more than it is.
-fn rest(bytes: &Bytes, count: usize) -> Bytes {
+pub(super) fn rest(bytes: &Bytes, count: usize) -> Bytes {
     if count * 2 > bytes.len() { Bytes::copy_from_slice(&bytes[count..]) } else { bytes.slice(count..) }
 }

@@ -12,6 +12,8 @@
 mod beat;
 mod deliver;
 mod guest;
+mod listeners;
+mod routes;
 mod run;
 mod say;
 mod socket;
@@ -20,11 +22,22 @@ mod talk;
 mod talks;
 
 pub use self::guest::{Guests, Order, Said, Todo, rules};
+pub use self::listeners::{First, Listener};
+pub use self::routes::Routes;
 use self::table::SlotId;
 use crate::{
     auth::Holder,
     cbor::Session,
-    dialects::{Dialect, cbor::IdForm},
+    dialects::{
+        Dialect,
+        cbor::IdForm,
+        mastodon::{
+            channel::{AccountId, Channel},
+            post::Post,
+            request::Error,
+            stream::Stream,
+        },
+    },
     engine::{
         channel::Mark,
         hub::{Hub, Member},
@@ -32,6 +45,7 @@ use crate::{
         viewer::{ResetReason, Since},
         wake::Wake,
     },
+    mastodon::Admission,
 };
 use anyhow::Context as _;
 use bytes::Bytes;
@@ -78,6 +92,8 @@ pub enum Kind {
     },
     /// A client of CBOR.
     Guest { reactor: usize, session: Session, early: Bytes },
+    /// Somebody who listens to Mastodon, with the reactor of their account.
+    Listener { reactor: usize, listener: Box<Listener>, early: Bytes },
 }
 
 /// A connection that said something: by the time of the answer its slot may be another's.
@@ -171,11 +187,53 @@ pub enum Answer {
     },
     /// All it said is done.
     Done,
+    /// For a listener to Mastodon: what it asked for, and whether it may have it.
+    Admitted(Stream, Result<Admission, Error>),
+    /// What it listens to is subscribed.
+    Stands,
     /// It has to go.
     HangUp {
         code: u16,
         reason: &'static str,
     },
+}
+
+/// What Redis is to do for listeners to Mastodon, in this order.
+#[derive(Debug)]
+pub enum Want {
+    Subscribe(Channel),
+    Unsubscribe(Channel),
+    /// This connection is to be told once all before it is done.
+    Standing(Who),
+}
+
+/// A stream of Mastodon that somebody asks for, and that has to be looked into.
+#[derive(Debug)]
+pub struct Question {
+    pub who: Who,
+    pub account: AccountId,
+    pub sees_all: bool,
+    pub stream: Stream,
+}
+
+/// What comes from Mastodon, for reactors.
+#[derive(Debug)]
+pub enum Mail {
+    Post(Channel, Arc<Post>),
+    /// A token, or an account, is not good any more.
+    Kill(Channel),
+    /// What waits for this account's rules can be judged now.
+    Judge(AccountId),
+}
+
+/// What reactors need for listeners to Mastodon.
+#[derive(Debug, Clone)]
+pub struct Ears {
+    pub wants: mpsc::UnboundedSender<Want>,
+    pub questions: mpsc::UnboundedSender<Question>,
+    pub routes: Arc<Routes>,
+    /// How long a stream of events may be away and still get what it missed.
+    pub replay: Duration,
 }
 
 /// Dropping it ends the task.
@@ -193,6 +251,9 @@ impl Drop for Task {
 enum Command {
     Park(Parking),
     Answer(Asker, Answer),
+    Mail(Mail),
+    /// Says which channels of Mastodon it needs.
+    Name(mpsc::UnboundedSender<Vec<Channel>>),
     /// All are told to go.
     Drain,
     /// Nobody comes any more: whoever does not take its last bytes soon is cut off.
@@ -209,6 +270,7 @@ struct Handle {
 pub struct Reactors {
     handles: Vec<Handle>,
     next: AtomicUsize,
+    routes: Arc<Routes>,
 }
 
 impl Reactors {
@@ -219,6 +281,7 @@ impl Reactors {
         seats: &Arc<Seats>,
         asks: &mpsc::UnboundedSender<Ask>,
         guests: &Guests,
+        ears: &Ears,
         heartbeat: Duration,
     ) -> anyhow::Result<(Arc<Self>, impl Future<Output = anyhow::Result<()>> + Send + use<>)> {
         let wakes: Vec<_> =
@@ -234,6 +297,7 @@ impl Reactors {
                 seats: Arc::clone(seats),
                 asks: asks.clone(),
                 guests: guests.clone(),
+                ears: ears.clone(),
                 wake: Arc::clone(&wake),
             };
             let reactor =
@@ -249,7 +313,8 @@ impl Reactors {
             let each = ends.into_iter().map(async |end| end.await.context("a reactor died")?);
             try_join_all(each).await.map(drop)
         };
-        Ok((Arc::new(Self { handles, next: AtomicUsize::new(0) }), ended))
+        let routes = Arc::clone(&ears.routes);
+        Ok((Arc::new(Self { handles, next: AtomicUsize::new(0), routes }), ended))
     }
 
     /// The number of the reactor whose turn it is to get a connection.
@@ -260,7 +325,9 @@ impl Reactors {
     pub fn park(&self, parking: Parking) {
         let reactor = match &parking.kind {
             Kind::Events { member, .. } => member.reactor,
-            Kind::WebSocket { reactor, .. } | Kind::Guest { reactor, .. } => *reactor,
+            Kind::WebSocket { reactor, .. }
+            | Kind::Guest { reactor, .. }
+            | Kind::Listener { reactor, .. } => *reactor,
         };
         if let Some(handle) = self.handles.get(reactor) {
             handle.send(Command::Park(parking));
@@ -271,6 +338,58 @@ impl Reactors {
         let asker = to.into();
         if let Some(handle) = self.handles.get(asker.reactor()) {
             handle.send(Command::Answer(asker, answer));
+        }
+    }
+
+    /// Where all connections of an account of Mastodon are.
+    pub fn of_account(&self, account: AccountId) -> usize {
+        // Ids of accounts count up, or are times.
+        let mixed = account.0.cast_unsigned().wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32;
+        usize::try_from(mixed).unwrap_or(0) % self.handles.len().max(1)
+    }
+
+    /// To the reactors that have somebody it is for.
+    pub fn mail(&self, mail: Mail) {
+        let (channel, account) = match &mail {
+            Mail::Judge(account) => (None, Some(*account)),
+            Mail::Post(channel, _) | Mail::Kill(channel) => (Some(channel), channel.account()),
+        };
+        if let Some(account) = account {
+            return self.send(self.of_account(account), Command::Mail(mail));
+        }
+        match (channel, &mail) {
+            (Some(channel), Mail::Post(_, post)) => {
+                for reactor in self.routes.of(channel) {
+                    self.send(reactor, Command::Mail(Mail::Post(channel.clone(), Arc::clone(post))));
+                }
+            }
+            // A token does not say whose it is.
+            (Some(channel), Mail::Kill(_)) => {
+                for reactor in 0..self.handles.len() {
+                    self.send(reactor, Command::Mail(Mail::Kill(channel.clone())));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Every channel of Mastodon that a reactor needs; some more than once.
+    pub async fn channels(&self) -> Vec<Channel> {
+        let (sender, mut named) = mpsc::unbounded_channel();
+        for handle in &self.handles {
+            handle.send(Command::Name(sender.clone()));
+        }
+        drop(sender);
+        let mut all = Vec::new();
+        while let Some(channels) = named.recv().await {
+            all.extend(channels);
+        }
+        all
+    }
+
+    fn send(&self, reactor: usize, command: Command) {
+        if let Some(handle) = self.handles.get(reactor) {
+            handle.send(command);
         }
     }
 

@@ -1,9 +1,10 @@
 //! The loop of one reactor.
 
 use super::{
-    Ask, Command, Kind, Parking, Who,
+    Ask, Command, Ears, Kind, Mail, Parking, Who,
     deliver::{Member, Owed},
     guest::{Departed, Guest, Guests},
+    listeners::{Listeners, Mailbox},
     socket,
     table::{Slot, SlotId, Table},
     talks::{Party, Talk, Talks},
@@ -55,6 +56,7 @@ pub(super) struct Shared {
     pub(super) seats: Arc<Seats>,
     pub(super) asks: UnboundedSender<Ask>,
     pub(super) guests: Guests,
+    pub(super) ears: Ears,
     pub(super) wake: Arc<Wake>,
 }
 
@@ -72,6 +74,9 @@ pub(super) struct Reactor {
     pub(super) serial: u32,
     pub(super) asks: UnboundedSender<Ask>,
     pub(super) guests: Guests,
+    pub(super) listeners: Listeners,
+    pub(super) mailbox: Mailbox,
+    pub(super) ears: Ears,
     /// What all of them have said and that is not done.
     pub(super) inbound_bytes: usize,
     /// Those whose connections have ended while somebody does what they said.
@@ -104,7 +109,7 @@ pub(super) struct Reactor {
 impl Reactor {
     pub(super) fn new(
         number: usize,
-        Shared { reactors, hub, seats, asks, guests, wake }: Shared,
+        Shared { reactors, hub, seats, asks, guests, ears, wake }: Shared,
         commands: mpsc::Receiver<Command>,
         heartbeat: Duration,
     ) -> nix::Result<Self> {
@@ -123,6 +128,9 @@ impl Reactor {
             serial: 0,
             asks,
             guests,
+            listeners: Listeners::new(ears.wants.clone(), Arc::clone(&ears.routes), number),
+            mailbox: Mailbox::default(),
+            ears,
             inbound_bytes: 0,
             departed: HashMap::new(),
             began: now,
@@ -213,10 +221,18 @@ impl Reactor {
             match command {
                 Command::Park(parking) => self.park(parking),
                 Command::Answer(asker, answer) => self.answered(asker, answer),
+                Command::Mail(Mail::Post(channel, post)) => self.mailbox.put(channel, post),
+                Command::Mail(mail) => {
+                    // What came before it is handed out before.
+                    self.hand_out_mail();
+                    self.obey(mail);
+                }
+                Command::Name(to) => self.name_channels(&to),
                 Command::Drain => self.drain(),
                 Command::End => self.end = Some(Instant::now() + LAST_BYTES),
             }
         }
+        self.hand_out_mail();
         let mut unfinished = std::mem::take(&mut self.unfinished);
         unfinished.sort_unstable();
         unfinished.dedup();
@@ -253,6 +269,7 @@ impl Reactor {
         if self.draining {
             return self.farewell(id);
         }
+        self.begin_listening(id);
         self.hear(id, &early);
         if self.table.get(id).is_some_and(|slot| !slot.owing) {
             self.go_on(id);
@@ -275,6 +292,10 @@ impl Reactor {
             Kind::WebSocket { holder, early, reactor: _ } => {
                 self.serial = self.serial.wrapping_add(1);
                 slot.member = self.talks.put(Talk::new(self.serial, Party::Client(holder)));
+                early
+            }
+            Kind::Listener { listener, early, reactor: _ } => {
+                self.enter_listener(id, *listener);
                 early
             }
             Kind::Guest { session, early, reactor: _ } => {
@@ -325,6 +346,7 @@ impl Reactor {
         if self.table.is_empty() {
             self.table.shrink();
         }
+        self.forget_listeners(Instant::now());
         let steps = SWEEP_STEPS as usize;
         let end = self.table.len() * (self.step + 1) / steps;
         for id in self.table.len() * self.step / steps..end {

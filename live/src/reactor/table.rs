@@ -61,7 +61,7 @@ impl Table {
     /// The place of a WebSocket among the talks.
     pub(super) fn talk(&self, id: SlotId) -> Option<usize> {
         let slot = self.slots.get(id as usize).filter(|slot| slot.stream.is_some())?;
-        slot.dialect.is_socket().then_some(slot.member as usize)
+        slot.dialect.has_talk().then_some(slot.member as usize)
     }
 
     /// It is not used again before [`Table::reuse`].

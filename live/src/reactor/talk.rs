@@ -33,8 +33,10 @@ const MAX_BACKLOG: usize = 128;
 
 impl Reactor {
     pub(super) fn hear(&mut self, id: SlotId, bytes: &[u8]) {
-        if self.is_guest(id) {
-            return self.hear_guest(id, bytes);
+        match self.table.get(id).map(|slot| slot.dialect) {
+            Some(dialect) if dialect.is_guest() => return self.hear_guest(id, bytes),
+            Some(dialect) if dialect.is_listener() => return self.hear_listener(id, bytes),
+            _ => {}
         }
         let Some(talk) = self.talks.get_mut(&self.table, id) else { return };
         talk.extra().inbound.feed(bytes);
@@ -196,6 +198,8 @@ impl Reactor {
             Answer::Unfollow(subscription) => return self.unfollow(id, subscription),
             Answer::Settled => return self.settled(id),
             Answer::Speak(ids) => return self.speak(id, ids),
+            Answer::Admitted(stream, admission) => return self.admitted(id, &stream, admission),
+            Answer::Stands => return self.stands(id),
             Answer::HangUp { code, reason } => return self.hang_up(id, code, reason),
             answer => answer,
         };

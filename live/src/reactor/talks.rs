@@ -3,6 +3,7 @@
 use super::{
     Task,
     guest::{Guest, Work},
+    listeners::RecordId,
     table::{SlotId, Table},
 };
 use crate::{
@@ -21,6 +22,9 @@ const INLINE: usize = 2;
 /// What a client may say at once, and in each second after that.
 const BURST: u16 = 100;
 const PER_SECOND: u64 = 20;
+/// The same for listeners to Mastodon, which ask for all they show at the beginning.
+const LISTENERS_BURST: u16 = 2_000;
+const LISTENERS_PER_SECOND: u64 = 50;
 
 /// WebSockets of a reactor, each at the place that its slot names: nothing is kept for one beside its `Talk`.
 #[derive(Default)]
@@ -77,6 +81,8 @@ pub(super) enum Party {
     /// One of ours, and what it may ask for.
     Client(Arc<Holder>),
     Guest(Guest),
+    /// What it listens to stands in its record.
+    Listener(RecordId),
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -124,12 +130,13 @@ impl Extra {
 
 impl Talk {
     pub(super) fn new(serial: u32, party: Party) -> Self {
-        Self { serial, follows: SmallVec::new(), extra: None, party, allowance: BURST, looked: 0 }
+        let allowance = if matches!(party, Party::Listener(_)) { LISTENERS_BURST } else { BURST };
+        Self { serial, follows: SmallVec::new(), extra: None, party, allowance, looked: 0 }
     }
 
     pub(super) fn guest(&mut self) -> Option<&mut Guest> {
         match &mut self.party {
-            Party::Client(_) => None,
+            Party::Client(_) | Party::Listener(_) => None,
             Party::Guest(guest) => Some(guest),
         }
     }
@@ -137,7 +144,7 @@ impl Talk {
     /// What a guest is in the middle of; [`Talk::tidy`] is to follow.
     pub(super) fn work(&mut self) -> Option<(&mut Guest, &mut Work)> {
         match &mut self.party {
-            Party::Client(_) => None,
+            Party::Client(_) | Party::Listener(_) => None,
             Party::Guest(guest) => {
                 Some((guest, self.extra.get_or_insert_default().work.get_or_insert_default()))
             }
@@ -157,9 +164,13 @@ impl Talk {
 
     /// Whether the client may say one thing more.
     pub(super) fn may_speak(&mut self, now_s: u32) -> bool {
-        let more = u64::from(now_s.saturating_sub(self.looked)) * PER_SECOND;
+        let (burst, per_second) = match self.party {
+            Party::Client(_) | Party::Guest(_) => (BURST, PER_SECOND),
+            Party::Listener(_) => (LISTENERS_BURST, LISTENERS_PER_SECOND),
+        };
+        let more = u64::from(now_s.saturating_sub(self.looked)) * per_second;
         self.looked = now_s;
-        self.allowance = u16::try_from(more).unwrap_or(BURST).saturating_add(self.allowance).min(BURST);
+        self.allowance = u16::try_from(more).unwrap_or(burst).saturating_add(self.allowance).min(burst);
         let may = self.allowance > 0;
         self.allowance = self.allowance.saturating_sub(1);
         may

@@ -41,15 +41,15 @@ pub enum SetupError {
 
 /// A pool that connects when first used.
 pub fn connect(url: &DatabaseUrl, name: &str) -> Result<Pool, SetupError> {
-    pool(&url.options().clone().application_name(name))
+    pool(&url.options().clone().application_name(name), MAX_CONNECTIONS)
 }
 
 /// To the database of another pool.
 pub fn beside(pool: &PgPool) -> Result<Pool, SetupError> {
-    self::pool(&pool.connect_options())
+    self::pool(&pool.connect_options(), MAX_CONNECTIONS)
 }
 
-fn pool(options: &PgConnectOptions) -> Result<Pool, SetupError> {
+pub(crate) fn pool(options: &PgConnectOptions, connections: usize) -> Result<Pool, SetupError> {
     let url = options.to_url_lossy();
     let parameter =
         |name| url.query_pairs().find(|(key, _)| key == name).map(|(_, value)| value.into_owned());
@@ -63,14 +63,14 @@ fn pool(options: &PgConnectOptions) -> Result<Pool, SetupError> {
     }
     let checks = options.get_ssl_mode();
     if matches!(checks, PgSslMode::Disable) {
-        return build(config.ssl_mode(SslMode::Disable), NoTls);
+        return build(config.ssl_mode(SslMode::Disable), NoTls, connections);
     }
     let if_it_can = matches!(checks, PgSslMode::Allow | PgSslMode::Prefer);
     config.ssl_mode(if if_it_can { SslMode::Prefer } else { SslMode::Require });
-    build(&config, tls::connector(checks, parameter("sslrootcert").as_deref())?)
+    build(&config, tls::connector(checks, parameter("sslrootcert").as_deref())?, connections)
 }
 
-fn build<T>(config: &Config, tls: T) -> Result<Pool, SetupError>
+fn build<T>(config: &Config, tls: T, connections: usize) -> Result<Pool, SetupError>
 where
     T: MakeTlsConnect<Socket> + Clone + Sync + Send + 'static,
     T::Stream: Sync + Send,
@@ -79,7 +79,7 @@ where
 {
     let recycling = ManagerConfig { recycling_method: RecyclingMethod::Verified };
     let timeouts = Timeouts { wait: Some(TIMEOUT), create: Some(TIMEOUT), recycle: Some(TIMEOUT) };
-    let pool = PoolConfig { max_size: MAX_CONNECTIONS, timeouts, ..PoolConfig::default() };
+    let pool = PoolConfig { max_size: connections, timeouts, ..PoolConfig::default() };
     let manager = Manager::from_config(config.clone(), tls, recycling);
     let pool = Pool::builder(manager).config(pool).runtime(Runtime::Tokio1).build();
     pool.map_err(|error| SetupError::Pool(error.to_string()))

@@ -248,7 +248,12 @@ impl Reactor {
 
     /// Its connection has ended: once what it said is done, so has it.
     pub(super) fn depart(&mut self, slot: SlotId, talk: Talk) {
-        let Talk { serial, party: Party::Guest(guest), extra, .. } = talk else { return };
+        let Talk { serial, party, extra, .. } = talk;
+        let guest = match party {
+            Party::Guest(guest) => guest,
+            Party::Listener(record) => return self.stop_listening(record),
+            Party::Client(_) => return,
+        };
         let work = extra.and_then(|extra| extra.work).unwrap_or_default();
         let (who, mut departed) = (self.who(slot, serial), Departed { guest, work });
         if departed.guest.busy {

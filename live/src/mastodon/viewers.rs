@@ -1,0 +1,251 @@
+//! What the viewers of public and hashtag streams have blocked, muted and filtered: read when they come, again every so
+//! often, and at once when Mastodon says that filters have changed. Never for a message.
+//!
+//! Rules are used for a minute at most: what comes when they are older waits until they are read.
+
+use crate::{
+    dialects::mastodon::{
+        channel::AccountId,
+        filter::{Closed, Languages, Rules},
+        keywords::{Description, Filter},
+    },
+    metrics,
+    reactor::{Mail, Reactors},
+};
+use cratemill_store::{
+    bulk::Pool,
+    mastodon::{self, Error},
+};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::{Duration, Instant},
+};
+use time::{PrimitiveDateTime, format_description::BorrowedFormatItem, macros::format_description};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+
+/// After a change nobody sees what they do not want to see for longer than this.
+const USED_FOR: Duration = Duration::from_mins(1);
+/// How often it is looked whose rules are to be read again,
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// and of how many at once.
+const AT_ONCE: usize = 256;
+
+/// An account that looks at public or hashtag streams here.
+#[derive(Debug)]
+pub struct Viewer {
+    account: AccountId,
+    loaded: RwLock<Loaded>,
+    /// How often Mastodon has said that its filters are others.
+    changes: AtomicU32,
+}
+
+#[derive(Debug, Clone)]
+struct Loaded {
+    rules: Arc<Rules>,
+    /// Of the changes those that they have.
+    changes: u32,
+    /// Before they were read.
+    as_of: Instant,
+}
+
+/// A stream as one connection sees it.
+#[derive(Debug)]
+pub struct Lens {
+    pub viewer: Arc<Viewer>,
+    pub closed: Closed,
+    pub languages: Languages,
+}
+
+impl Viewer {
+    fn new(account: AccountId, read: mastodon::Rules, as_of: Instant) -> Self {
+        let loaded = Loaded { rules: Arc::new(rules(read)), changes: 0, as_of };
+        Self { account, loaded: RwLock::new(loaded), changes: AtomicU32::new(0) }
+    }
+
+    /// Nothing while they are too old, or changes of filters are not read.
+    pub fn rules(&self, now: Instant) -> Option<Arc<Rules>> {
+        let loaded = self.loaded.read().unwrap_or_else(PoisonError::into_inner);
+        let is_young = now.saturating_duration_since(loaded.as_of) < USED_FOR;
+        (is_young && loaded.changes == self.changes()).then(|| Arc::clone(&loaded.rules))
+    }
+
+    fn changes(&self) -> u32 {
+        self.changes.load(Ordering::Acquire)
+    }
+
+    fn age(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.loaded.read().unwrap_or_else(PoisonError::into_inner).as_of)
+    }
+
+    /// What was read after that moment, and so many changes.
+    fn set(&self, new: mastodon::Rules, as_of: Instant, changes: u32) {
+        let mut loaded = self.loaded.write().unwrap_or_else(PoisonError::into_inner);
+        let new = rules(new);
+        // Most are what they were.
+        if *loaded.rules != new {
+            loaded.rules = Arc::new(new);
+        }
+        (loaded.as_of, loaded.changes) = (as_of, changes);
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Viewers {
+    pool: Pool,
+    refresh_after: Duration,
+    all: Mutex<HashMap<AccountId, Weak<Viewer>>>,
+    to_read: UnboundedSender<AccountId>,
+}
+
+impl Viewers {
+    pub(super) fn new(pool: Pool, refresh_s: u16) -> (Arc<Self>, UnboundedReceiver<AccountId>) {
+        let (to_read, nudged) = unbounded_channel();
+        let refresh_after = Duration::from_secs(refresh_s.into());
+        (Arc::new(Self { pool, refresh_after, all: Mutex::default(), to_read }), nudged)
+    }
+
+    /// With rules that can be used.
+    pub(super) async fn get(&self, account: AccountId) -> Result<Arc<Viewer>, Error> {
+        let known = self.lock().get(&account).and_then(Weak::upgrade);
+        let as_of = Instant::now();
+        if let Some(viewer) = known.filter(|viewer| viewer.rules(as_of).is_some()) {
+            return Ok(viewer);
+        }
+        let mut read = mastodon::rules(&self.pool, &[account.0]).await?;
+        let new = read.remove(&account.0).unwrap_or_default();
+        let mut all = self.lock();
+        // If its rules are too old, they are being read.
+        if let Some(viewer) = all.get(&account).and_then(Weak::upgrade) {
+            return Ok(viewer);
+        }
+        let viewer = Arc::new(Viewer::new(account, new, as_of));
+        all.insert(account, Arc::downgrade(&viewer));
+        Ok(viewer)
+    }
+
+    /// The filters of this account are others now: what comes from now on is judged by those.
+    pub(super) fn nudge(&self, account: AccountId) {
+        if let Some(viewer) = self.lock().get(&account).and_then(Weak::upgrade) {
+            viewer.changes.fetch_add(1, Ordering::AcqRel);
+            // Whoever takes them ends with the process.
+            let _ = self.to_read.send(account);
+        }
+    }
+
+    /// Whose rules are old; those who have gone are forgotten.
+    fn old(&self, now: Instant) -> Vec<AccountId> {
+        let mut old = Vec::new();
+        self.lock().retain(|account, viewer| {
+            let Some(viewer) = viewer.upgrade() else { return false };
+            if viewer.age(now) >= self.refresh_after {
+                old.push(*account);
+            }
+            true
+        });
+        old
+    }
+
+    async fn read_again(&self, accounts: &[AccountId], reactors: &Reactors) -> Result<(), Error> {
+        let known: Vec<Arc<Viewer>> = {
+            let all = self.lock();
+            accounts.iter().filter_map(|account| all.get(account)?.upgrade()).collect()
+        };
+        let as_of = Instant::now();
+        let changes: Vec<u32> = known.iter().map(|viewer| viewer.changes()).collect();
+        let ids: Vec<i64> = known.iter().map(|viewer| viewer.account.0).collect();
+        let mut read = mastodon::rules(&self.pool, &ids).await?;
+        for (viewer, changes) in known.iter().zip(changes) {
+            let Some(new) = read.remove(&viewer.account.0) else { continue };
+            let were_usable = viewer.rules(Instant::now()).is_some();
+            viewer.set(new, as_of, changes);
+            if !were_usable {
+                reactors.mail(Mail::Judge(viewer.account));
+            }
+        }
+        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<AccountId, Weak<Viewer>>> {
+        self.all.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// For as long as there are viewers.
+pub(super) async fn refresh(
+    viewers: Arc<Viewers>,
+    mut nudged: UnboundedReceiver<AccountId>,
+    reactors: Arc<Reactors>,
+) {
+    let mut look = tokio::time::interval(LOOK_EVERY);
+    look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut changed: HashSet<AccountId> = HashSet::new();
+    let mut answers = true;
+    let mut batch = Vec::new();
+    loop {
+        tokio::select! {
+            count = nudged.recv_many(&mut batch, AT_ONCE) => {
+                if count == 0 {
+                    return;
+                }
+                changed.extend(batch.drain(..));
+            }
+            _ = look.tick() => {
+                let status = viewers.pool.status();
+                metrics::pg_pool(status.size, status.available, status.waiting);
+                changed.extend(viewers.old(Instant::now()));
+            }
+        }
+        while !changed.is_empty() {
+            let part: Vec<AccountId> = changed.iter().take(AT_ONCE).copied().collect();
+            match viewers.read_again(&part, &reactors).await {
+                Ok(()) => {
+                    if !std::mem::replace(&mut answers, true) {
+                        tracing::info!("Mastodon's database answers again");
+                    }
+                    changed.retain(|account| !part.contains(account));
+                }
+                Err(error) => {
+                    if std::mem::replace(&mut answers, false) {
+                        tracing::warn!(%error, "cannot read what viewers have filtered");
+                    }
+                    break;
+                }
+            }
+        }
+    }
+}
+
+fn rules(read: mastodon::Rules) -> Rules {
+    let ids = |ids: Vec<i64>| ids.into_iter().map(AccountId).collect();
+    Rules {
+        hidden: ids(read.hidden),
+        hidden_from: ids(read.hidden_from),
+        domains: read.domains.into_iter().map(Into::into).collect(),
+        filters: read.filters.iter().map(filter).collect(),
+    }
+}
+
+const AS_JAVASCRIPT: &[BorrowedFormatItem<'_>] =
+    format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z");
+
+fn filter(filter: &mastodon::Filter) -> Filter {
+    let expires_at = filter.expires_at.map(PrimitiveDateTime::assume_utc);
+    let expires_at_text = expires_at.and_then(|at| at.format(AS_JAVASCRIPT).ok());
+    let description = Description {
+        id: &filter.id.to_string(),
+        title: &filter.title,
+        context: &filter.context,
+        expires_at: expires_at_text.as_deref(),
+        filter_action: match filter.action {
+            1 => "hide",
+            2 => "blur",
+            _ => "warn",
+        },
+    };
+    let expires_at_ms = expires_at.and_then(|at| i64::try_from(at.unix_timestamp_nanos() / 1_000_000).ok());
+    Filter::new(&description, expires_at_ms, filter.keywords.iter().map(|(word, whole)| (&**word, *whole)))
+}
