@@ -7,6 +7,7 @@ mod downloads;
 mod fleet;
 mod idle;
 mod live;
+mod mastodon;
 mod overhead;
 mod statistics;
 mod usage;
@@ -35,6 +36,8 @@ enum Bench {
     Live(live::Arguments),
     /// What the zero-code event API and publish/subscribe over CBOR do in a second, and what their clients cost.
     Dialects(dialects::Arguments),
+    /// What viewers of Mastodon's streams cost.
+    Mastodon(mastodon::Arguments),
     /// Part of `live`: many viewers in one process.
     #[command(hide = true)]
     LiveViewers(live::viewers::Arguments),
@@ -68,6 +71,7 @@ async fn measure(bench: Bench) -> Result<()> {
         Bench::Downloads(arguments) => downloads::run(arguments).await,
         Bench::Live(arguments) => live::run(arguments).await,
         Bench::Dialects(arguments) => dialects::run(arguments).await,
+        Bench::Mastodon(arguments) => mastodon::run(arguments).await,
         Bench::LiveViewers(arguments) => live::viewers::run(arguments),
         Bench::LiveLogReaders(arguments) => live::logs::readers::run(&arguments),
         Bench::LiveAxum(arguments) => live::servers::axum::run(arguments).await,

@@ -49,7 +49,7 @@ pub async fn serve(config: Config, context: Context) -> anyhow::Result<()> {
     let (wants, wanted) = mpsc::unbounded_channel();
     let (questions, questioned) = mpsc::unbounded_channel();
     let replay = config.mastodon.as_ref().map(MastodonConfig::replay).unwrap_or_default();
-    let ears = Ears { wants, questions, routes: Arc::default(), replay };
+    let ears = Ears { wants, questions, routes: Arc::default(), replay, queued: Arc::default() };
     let (reactors, ended) =
         Reactors::start(config.reactors(), &hub, &seats, &asks, &guests, &ears, heartbeat)?;
     // They are the reactors': whoever takes them has an end then.

@@ -198,12 +198,13 @@ impl Config {
     /// Where BIND and PORT say, and where Mastodon's server would if nothing else is spoken.
     fn listen_as_mastodon(&mut self) -> Result<(), clap::Error> {
         let Flags { bind, port, .. } = &self.mastodon_flags;
-        let is_alone = self.speaks(DialectName::Mastodon) && !self.needs_the_bus();
-        if !is_alone && bind.is_none() && port.is_none() {
+        let port = port.and_then(|port| port.0);
+        let is_said = bind.is_some() || port.is_some();
+        if !self.speaks(DialectName::Mastodon) || (self.needs_the_bus() && !is_said) {
             return Ok(());
         }
         let address = match bind.as_deref() {
-            None | Some("localhost") => Ok(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+            None | Some("" | "localhost") => Ok(IpAddr::V4(Ipv4Addr::LOCALHOST)),
             Some(bind) => bind.parse(),
         };
         let address = address.map_err(|_| {

@@ -27,6 +27,7 @@ const REDIS_MESSAGES: &str = "redis_messages_received_total";
 const PG_TOTAL: &str = "pg_pool_total_connections";
 const PG_IDLE: &str = "pg_pool_idle_connections";
 const PG_WAITING: &str = "pg_pool_waiting_queries";
+const MASTODON_OVERFLOWS: &str = "cratemill_live_mastodon_overflows_total";
 const MASTODON_MALFORMED: &str = "cratemill_live_mastodon_malformed_messages_total";
 
 /// Channels that each connection has beside those it asks for: of its token, and of its account.
@@ -66,6 +67,11 @@ pub fn redis_message() {
 /// A message of Mastodon that cannot be read.
 pub fn mastodon_malformed() {
     counter!(MASTODON_MALFORMED).increment(1);
+}
+
+/// A message that nobody gets: the node is too far behind.
+pub fn mastodon_overflow() {
+    counter!(MASTODON_OVERFLOWS).increment(1);
 }
 
 #[allow(clippy::cast_precision_loss, reason = "they are few")]

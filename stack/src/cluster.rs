@@ -167,7 +167,7 @@ impl Cluster {
     /// Every child that was started and not ended on purpose.
     pub fn processes(&self) -> impl Iterator<Item = &Process> {
         let infrastructure =
-            [self.haproxy.process(), self.redis.as_ref().map(Redis::process), self.postgres.process()];
+            [self.haproxy.process(), self.redis.as_ref().and_then(Redis::process), self.postgres.process()];
         let infrastructure = infrastructure.into_iter().flatten().chain(self.nats.processes());
         self.services().filter_map(Service::process).chain(infrastructure)
     }
@@ -184,7 +184,7 @@ impl Cluster {
         let services = [&mut self.api, &mut self.live, &mut self.dispatchers, &mut self.counters];
         results.extend(join_all(services.into_iter().flatten().map(Service::stop)).await);
         results.push(self.haproxy.stop().await);
-        if let Some(redis) = self.redis.take() {
+        if let Some(mut redis) = self.redis.take() {
             results.push(redis.stop().await);
         }
         results.push(self.nats.stop().await);

@@ -35,10 +35,13 @@ pub(super) fn protocol(headers: &HeaderMap) -> Option<HeaderValue> {
 /// In the order in which Mastodon looks.
 fn token(headers: &HeaderMap, query: &[(String, String)], protocol: Option<&HeaderValue>) -> Option<String> {
     let header = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-    let bearer = header.and_then(|value| value.strip_prefix("Bearer ")).map(str::to_owned);
-    let in_query = || query.iter().find(|(name, _)| name == "access_token").map(|(_, value)| value.clone());
+    if let Some(header) = header.filter(|header| !header.is_empty()) {
+        // Whatever else it says is no token.
+        return Some(header.strip_prefix("Bearer ").unwrap_or(header).to_owned());
+    }
+    let in_query = query.iter().find(|(name, _)| name == "access_token").map(|(_, value)| value.clone());
     let in_protocol = || protocol?.to_str().ok().map(str::to_owned);
-    bearer.or_else(in_query).or_else(in_protocol).filter(|token| !token.is_empty())
+    in_query.filter(|token| !token.is_empty()).or_else(in_protocol)
 }
 
 impl Mastodon {
@@ -63,7 +66,7 @@ impl Mastodon {
             account: AccountId(token.account),
             scopes: Scopes::parse(&token.scopes),
             sees_all: token.permissions & VIEW_FEEDS != 0,
-            languages: languages.map(|chosen| chosen.into_iter().map(Into::into).collect()),
+            languages: languages.map(|chosen| self.languages.get(chosen)),
         })
     }
 }
@@ -77,9 +80,10 @@ mod tests {
         let query = vec![("access_token".to_owned(), "q".to_owned())];
         for (authorization, query, offered, expected) in [
             (Some("Bearer h"), &query[..], Some("p"), Some("h")),
-            (Some("bearer h"), &query, Some("p"), Some("q")),
-            (Some("Basic h"), &[], Some("p, other"), Some("p")),
-            (Some("Bearer "), &query, None, None),
+            (Some("bearer h"), &query, Some("p"), Some("bearer h")),
+            (None, &query, Some("p"), Some("q")),
+            (None, &[], Some("p, other"), Some("p")),
+            (None, &[("access_token".to_owned(), String::new())], Some("p"), Some("p")),
             (None, &[], None, None),
         ] {
             let mut headers = HeaderMap::new();

@@ -15,10 +15,12 @@ pub mod config;
 mod entry;
 mod events;
 mod headers;
+mod languages;
 mod limits;
 mod redis;
 mod refusal;
 mod sockets;
+mod tokens;
 mod viewers;
 
 pub use self::{
@@ -27,7 +29,10 @@ pub use self::{
     viewers::{Lens, Viewer},
 };
 
-use self::{config::MastodonConfig, limits::Limits, redis::State, viewers::Viewers};
+use self::{
+    config::MastodonConfig, languages::AllLanguages, limits::Limits, redis::State, tokens::Tokens,
+    viewers::Viewers,
+};
 use crate::{
     gateway::Entrance,
     reactor::{Question, Want},
@@ -46,6 +51,7 @@ pub struct Mastodon {
     viewers: Arc<Viewers>,
     redis: Arc<State>,
     limits: Arc<Limits>,
+    languages: AllLanguages,
 }
 
 /// What reactors ask for.
@@ -75,6 +81,7 @@ impl Mastodon {
             state: Arc::clone(&state),
             reactors: Arc::clone(&entrance.reactors),
             viewers: Arc::clone(&viewers),
+            tokens: Tokens::new(pool.clone(), Arc::clone(&entrance.reactors)),
         };
         context.essential("redis", redis.run(asked.wants, shutdown.clone()));
         watch_health(context, &state);
@@ -84,6 +91,7 @@ impl Mastodon {
             viewers,
             redis: state,
             limits: Limits::new(config.flags.clone().into(), address_header.cloned()),
+            languages: AllLanguages::default(),
         });
         let answers = admission::answer(Arc::clone(&mastodon), asked.questions);
         context.spawn(cancelled_with(shutdown, answers));

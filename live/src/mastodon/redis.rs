@@ -7,7 +7,7 @@
 //! ```
 //! What is wanted while Redis is away is forgotten: the reactors know what they need, and name it when it is back.
 
-use super::viewers::Viewers;
+use super::{tokens::Tokens, viewers::Viewers};
 use crate::{
     dialects::mastodon::{
         channel::Channel,
@@ -35,6 +35,8 @@ use tokio_util::sync::CancellationToken;
 const KEY_S: u64 = 1_080;
 /// and is set again so often.
 const AGAIN: Duration = Duration::from_mins(6);
+/// How often it is asked whether tokens are good still: what says so may get lost.
+const TOKENS_AGAIN: Duration = Duration::from_mins(1);
 /// Redis that does not answer for so long is away.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How often it is asked whether it is there.
@@ -110,6 +112,7 @@ pub(super) struct Redis {
     pub(super) state: Arc<State>,
     pub(super) reactors: Arc<Reactors>,
     pub(super) viewers: Arc<Viewers>,
+    pub(super) tokens: Arc<Tokens>,
 }
 
 /// One connection for messages, one for keys.
@@ -145,8 +148,7 @@ impl Redis {
                 tokio::select! {
                     () = &mut pause => break,
                     want = wants.recv() => match want {
-                        Some(Want::Standing(who)) => standing.push(who),
-                        Some(_) => {}
+                        Some(want) => standing.extend(want.standing()),
                         None => return Ok(()),
                     },
                     () = shutdown.cancelled() => return Ok(()),
@@ -186,19 +188,18 @@ impl Redis {
     ) -> anyhow::Result<std::convert::Infallible> {
         // What was wanted before the reactors name what they need is among that, or is not needed.
         while let Ok(want) = wants.try_recv() {
-            if let Want::Standing(who) = want {
-                standing.push(who);
-            }
+            standing.extend(want.standing());
         }
         let all = self.named().await;
         self.subscribe(connections, &all).await?;
         self.state.set(true);
+        // Who was let in on a token that was taken back meanwhile has not heard of it.
+        self.tokens.check(&all);
         tracing::info!(channels = all.len(), "Redis is there");
         drop(all);
-        for who in standing.drain(..) {
-            self.reactors.answer(who, Answer::Stands);
-        }
+        self.say_that_all_stand(standing);
         let mut again = tokio::time::interval_at(tokio::time::Instant::now() + AGAIN, AGAIN);
+        let mut tokens = tokio::time::interval_at(tokio::time::Instant::now() + TOKENS_AGAIN, TOKENS_AGAIN);
         let mut probe = tokio::time::interval(PROBE_EVERY);
         let mut batch = Vec::new();
         loop {
@@ -207,12 +208,16 @@ impl Redis {
                     if count == 0 {
                         bail!("the reactors have ended");
                     }
+                    // Those who stand wait on if Redis goes now.
+                    standing.extend(batch.iter().filter_map(Want::standing));
                     self.change(connections, std::mem::take(&mut batch)).await?;
+                    self.say_that_all_stand(standing);
                 }
                 _ = again.tick() => {
                     let all = self.named().await;
                     self.set_keys(connections, &all).await?;
                 }
+                _ = tokens.tick() => self.tokens.check(&self.named().await),
                 _ = probe.tick() => connections.probe().await?,
             }
         }
@@ -227,7 +232,7 @@ impl Redis {
     /// In the order in which it is wanted.
     async fn change(&self, connections: &mut Connections, batch: Vec<Want>) -> anyhow::Result<()> {
         let sink = &connections.sink;
-        let (mut new, mut changes, mut standing) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut new, mut changes) = (Vec::new(), Vec::new());
         for want in batch {
             match want {
                 Want::Subscribe(channel) => {
@@ -235,15 +240,18 @@ impl Redis {
                     new.push(channel);
                 }
                 Want::Unsubscribe(channel) => changes.push(self.change_one(sink.clone(), false, &channel)),
-                Want::Standing(who) => standing.push(who),
+                Want::Standing(_) => {}
             }
         }
         timeout(PATIENCE, try_join_all(changes)).await.context("it does not answer")??;
-        self.set_keys(connections, &new).await?;
-        for who in standing {
+        self.set_keys(connections, &new).await
+    }
+
+    /// To those who asked before all that is done.
+    fn say_that_all_stand(&self, standing: &mut Vec<Who>) {
+        for who in standing.drain(..) {
             self.reactors.answer(who, Answer::Stands);
         }
-        Ok(())
     }
 
     fn change_one(

@@ -17,7 +17,7 @@ use cratemill_store::{
     mastodon::{self, Error},
 };
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{HashMap, HashSet, VecDeque},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak,
         atomic::{AtomicU32, Ordering},
@@ -98,6 +98,8 @@ pub(super) struct Viewers {
     pool: Pool,
     refresh_after: Duration,
     all: Mutex<HashMap<AccountId, Weak<Viewer>>>,
+    /// How often filters have changed of those who are not here yet, or are being read for the first time.
+    missed: AtomicU32,
     to_read: UnboundedSender<AccountId>,
 }
 
@@ -105,17 +107,25 @@ impl Viewers {
     pub(super) fn new(pool: Pool, refresh_s: u16) -> (Arc<Self>, UnboundedReceiver<AccountId>) {
         let (to_read, nudged) = unbounded_channel();
         let refresh_after = Duration::from_secs(refresh_s.into());
-        (Arc::new(Self { pool, refresh_after, all: Mutex::default(), to_read }), nudged)
+        (
+            Arc::new(Self { pool, refresh_after, all: Mutex::default(), missed: AtomicU32::new(0), to_read }),
+            nudged,
+        )
     }
 
     /// With rules that can be used.
     pub(super) async fn get(&self, account: AccountId) -> Result<Arc<Viewer>, Error> {
         let known = self.lock().get(&account).and_then(Weak::upgrade);
-        let as_of = Instant::now();
-        if let Some(viewer) = known.filter(|viewer| viewer.rules(as_of).is_some()) {
+        if let Some(viewer) = known.filter(|viewer| viewer.rules(Instant::now()).is_some()) {
             return Ok(viewer);
         }
+        let (mut missed, mut as_of) = (self.missed.load(Ordering::Acquire), Instant::now());
         let mut read = mastodon::rules(&self.pool, &[account.0]).await?;
+        // Perhaps these: they may have been read before or after.
+        while missed != self.missed.load(Ordering::Acquire) {
+            (missed, as_of) = (self.missed.load(Ordering::Acquire), Instant::now());
+            read = mastodon::rules(&self.pool, &[account.0]).await?;
+        }
         let new = read.remove(&account.0).unwrap_or_default();
         let mut all = self.lock();
         // If its rules are too old, they are being read.
@@ -129,11 +139,13 @@ impl Viewers {
 
     /// The filters of this account are others now: what comes from now on is judged by those.
     pub(super) fn nudge(&self, account: AccountId) {
-        if let Some(viewer) = self.lock().get(&account).and_then(Weak::upgrade) {
-            viewer.changes.fetch_add(1, Ordering::AcqRel);
-            // Whoever takes them ends with the process.
-            let _ = self.to_read.send(account);
-        }
+        let Some(viewer) = self.lock().get(&account).and_then(Weak::upgrade) else {
+            self.missed.fetch_add(1, Ordering::AcqRel);
+            return;
+        };
+        viewer.changes.fetch_add(1, Ordering::AcqRel);
+        // Whoever takes them ends with the process.
+        let _ = self.to_read.send(account);
     }
 
     /// Whose rules are old; those who have gone are forgotten.
@@ -182,39 +194,77 @@ pub(super) async fn refresh(
 ) {
     let mut look = tokio::time::interval(LOOK_EVERY);
     look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut changed: HashSet<AccountId> = HashSet::new();
-    let mut answers = true;
-    let mut batch = Vec::new();
+    let (mut due, mut batch) = (Due::default(), Vec::new());
     loop {
         tokio::select! {
             count = nudged.recv_many(&mut batch, AT_ONCE) => {
                 if count == 0 {
                     return;
                 }
-                changed.extend(batch.drain(..));
+                due.add(batch.drain(..));
             }
             _ = look.tick() => {
                 let status = viewers.pool.status();
                 metrics::pg_pool(status.size, status.available, status.waiting);
-                changed.extend(viewers.old(Instant::now()));
+                due.add(viewers.old(Instant::now()));
             }
         }
-        while !changed.is_empty() {
-            let part: Vec<AccountId> = changed.iter().take(AT_ONCE).copied().collect();
-            match viewers.read_again(&part, &reactors).await {
-                Ok(()) => {
-                    if !std::mem::replace(&mut answers, true) {
-                        tracing::info!("Mastodon's database answers again");
-                    }
-                    changed.retain(|account| !part.contains(account));
-                }
-                Err(error) => {
-                    if std::mem::replace(&mut answers, false) {
-                        tracing::warn!(%error, "cannot read what viewers have filtered");
-                    }
-                    break;
-                }
+        while let Some(part) = due.next() {
+            let read = viewers.read_again(&part, &reactors).await;
+            let is_read = read.is_ok();
+            due.came_of(part, read);
+            if !is_read {
+                break;
             }
+        }
+    }
+}
+
+/// Whose rules are to be read.
+struct Due {
+    line: VecDeque<AccountId>,
+    known: HashSet<AccountId>,
+    /// One whose rules cannot be read must not keep those of others from being read: where it goes wrong they are read in
+    /// smaller parts, and come last.
+    at_once: usize,
+    answers: bool,
+}
+
+impl Default for Due {
+    fn default() -> Self {
+        Self { line: VecDeque::new(), known: HashSet::new(), at_once: AT_ONCE, answers: true }
+    }
+}
+
+impl Due {
+    fn add(&mut self, accounts: impl IntoIterator<Item = AccountId>) {
+        for account in accounts {
+            if self.known.insert(account) {
+                self.line.push_back(account);
+            }
+        }
+    }
+
+    fn next(&mut self) -> Option<Vec<AccountId>> {
+        let part: Vec<AccountId> = self.line.drain(..self.at_once.min(self.line.len())).collect();
+        for account in &part {
+            self.known.remove(account);
+        }
+        if part.is_empty() { None } else { Some(part) }
+    }
+
+    fn came_of(&mut self, part: Vec<AccountId>, read: Result<(), Error>) {
+        let Err(error) = read else {
+            self.at_once = (self.at_once * 2).min(AT_ONCE);
+            if !std::mem::replace(&mut self.answers, true) {
+                tracing::info!("Mastodon's database answers again");
+            }
+            return;
+        };
+        self.at_once = (self.at_once / 2).max(1);
+        self.add(part);
+        if std::mem::replace(&mut self.answers, false) {
+            tracing::warn!(%error, "cannot read what viewers have filtered");
         }
     }
 }

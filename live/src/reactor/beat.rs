@@ -6,12 +6,16 @@ use std::time::{Duration, Instant};
 /// Once a second each connection is looked at, in so many parts: all at once would hold up what is due to others.
 const STEPS: usize = 10;
 const STEP: Duration = Duration::from_millis(100);
+/// What is later than this is left out.
+const LATEST: Duration = Duration::from_secs(5);
 
 impl Reactor {
     /// The next part. A connection's is the same each time, and so is its second among those of an interval, so that the
     /// first beat comes within one.
     pub(super) fn beat(&mut self) {
-        self.next_beat = Instant::now() + STEP;
+        // What is late does not make the next one late, unless the whole machine was away.
+        let now = Instant::now();
+        self.next_beat = (self.next_beat + STEP).max(now.checked_sub(LATEST).unwrap_or(now));
         let (part, second) = (self.beat % STEPS, self.beat / STEPS);
         for id in (part..self.table.len()).step_by(STEPS) {
             let Ok(id) = SlotId::try_from(id) else { break };

@@ -17,8 +17,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// What all stuck connections of a node may hold together; they share most of it.
-const OWED_BYTES: usize = 64 << 20;
+/// What all connections of a node that do not take everything may hold together, each counted by itself: they share most of
+/// it.
+const OWED_BYTES: usize = 256 << 20;
 
 /// Cursors of a channel of which the bytes are kept while its members are told. After a storm each has its own.
 const MAX_DUES: usize = 8;
@@ -183,13 +184,13 @@ impl Reactor {
         let Some(slot) = self.table.get(id) else { return };
         slot.owing = false;
         slot.heard = true;
-        if slot.leaving {
-            return self.farewell(id);
-        }
         while self.say_next(id) {
             if self.table.get(id).is_none_or(|slot| slot.owing) {
                 return;
             }
+        }
+        if self.table.get(id).is_some_and(|slot| slot.leaving) {
+            return self.farewell(id);
         }
         self.listen(id);
         self.has_spoken(id);
@@ -253,7 +254,16 @@ impl Reactor {
     pub(super) fn drop_for(&mut self, id: SlotId, reason: DropReason) {
         let Some(slot) = self.table.get(id) else { return };
         metrics::dropped(drop_reason(reason));
-        let last = slot.dialect.dropped(reason);
+        let (last, is_listener) = (slot.dialect.dropped(reason), slot.dialect.is_listener());
+        // It is told once it has what it was in the middle of, if it ever takes that.
+        if is_listener && slot.owing && !slot.leaving && self.owed.contains_key(&id) {
+            slot.leaving = true;
+            self.owed_bytes -= self.clear_backlog(id);
+            if let Some(talk) = self.talks.get_mut(&self.table, id) {
+                talk.extra().last_words = Some(last);
+            }
+            return;
+        }
         self.goodbye(id, &last);
     }
 
@@ -265,8 +275,12 @@ impl Reactor {
         if slot.owing {
             return;
         }
-        let last = slot.dialect.draining();
-        metrics::dropped("draining");
+        let draining = slot.dialect.draining();
+        let extra = self.talks.get_mut(&self.table, id).and_then(|talk| talk.extra.as_mut());
+        let last = extra.and_then(|extra| extra.last_words.take()).unwrap_or_else(|| {
+            metrics::dropped("draining");
+            draining
+        });
         self.goodbye(id, &last);
     }
 

@@ -46,6 +46,7 @@ use crate::{
         wake::Wake,
     },
     mastodon::Admission,
+    metrics,
 };
 use anyhow::Context as _;
 use bytes::Bytes;
@@ -207,6 +208,15 @@ pub enum Want {
     Standing(Who),
 }
 
+impl Want {
+    pub(crate) fn standing(&self) -> Option<Who> {
+        match self {
+            Self::Standing(who) => Some(*who),
+            Self::Subscribe(_) | Self::Unsubscribe(_) => None,
+        }
+    }
+}
+
 /// A stream of Mastodon that somebody asks for, and that has to be looked into.
 #[derive(Debug)]
 pub struct Question {
@@ -234,7 +244,12 @@ pub struct Ears {
     pub routes: Arc<Routes>,
     /// How long a stream of events may be away and still get what it missed.
     pub replay: Duration,
+    /// What all messages take that no reactor has handed out.
+    pub queued: Arc<AtomicUsize>,
 }
+
+/// That may be so much: reactors that are so far behind do not get more.
+const MAX_QUEUED: usize = 256 << 20;
 
 /// Dropping it ends the task.
 #[derive(Debug)]
@@ -271,6 +286,7 @@ pub struct Reactors {
     handles: Vec<Handle>,
     next: AtomicUsize,
     routes: Arc<Routes>,
+    queued: Arc<AtomicUsize>,
 }
 
 impl Reactors {
@@ -313,8 +329,8 @@ impl Reactors {
             let each = ends.into_iter().map(async |end| end.await.context("a reactor died")?);
             try_join_all(each).await.map(drop)
         };
-        let routes = Arc::clone(&ears.routes);
-        Ok((Arc::new(Self { handles, next: AtomicUsize::new(0), routes }), ended))
+        let (routes, queued) = (Arc::clone(&ears.routes), Arc::clone(&ears.queued));
+        Ok((Arc::new(Self { handles, next: AtomicUsize::new(0), routes, queued }), ended))
     }
 
     /// The number of the reactor whose turn it is to get a connection.
@@ -388,6 +404,13 @@ impl Reactors {
     }
 
     fn send(&self, reactor: usize, command: Command) {
+        if let Command::Mail(Mail::Post(_, post)) = &command {
+            let queued = self.queued.fetch_add(post.cost(), Ordering::Relaxed);
+            if queued > MAX_QUEUED {
+                self.queued.fetch_sub(post.cost(), Ordering::Relaxed);
+                return metrics::mastodon_overflow();
+            }
+        }
         if let Some(handle) = self.handles.get(reactor) {
             handle.send(command);
         }

@@ -187,7 +187,7 @@ impl Reactor {
                 }
                 self.next_sweep = now + self.sweep_every;
             }
-            if now >= self.next_beat {
+            while now >= self.next_beat {
                 self.beat();
             }
             self.table.reuse();

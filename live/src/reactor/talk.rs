@@ -288,8 +288,10 @@ impl Reactor {
         }
         let Some(talk) = self.talks.get_mut(&self.table, id) else { return };
         self.owed_bytes += bytes.len();
-        talk.extra().backlog.push_back((bytes, room));
-        if talk.extra().backlog.len() > MAX_BACKLOG {
+        // Of a listener's the bytes are bound, most of which are of messages.
+        let most = if matches!(talk.party, Party::Listener(_)) { usize::MAX } else { MAX_BACKLOG };
+        talk.extra().backlog.push(bytes, room);
+        if talk.extra().backlog.len() > most {
             return self.drop_for(id, DropReason::Slow);
         }
         if let Some(worst) = self.forgive() {
@@ -300,22 +302,19 @@ impl Reactor {
     /// Bytes of what waits behind what a connection is owed.
     pub(super) fn backlog(&self, id: SlotId) -> usize {
         let extra = self.talks.get(&self.table, id).and_then(|talk| talk.extra.as_ref());
-        extra.map_or(0, |extra| extra.backlog.iter().map(|(bytes, _)| bytes.len()).sum())
+        extra.map_or(0, |extra| extra.backlog.bytes())
     }
 
     /// Forgets it; how many bytes it was.
     pub(super) fn clear_backlog(&mut self, id: SlotId) -> usize {
-        let bytes = self.backlog(id);
-        if let Some(extra) = self.talks.get_mut(&self.table, id).and_then(|talk| talk.extra.as_mut()) {
-            extra.backlog.clear();
-        }
-        bytes
+        let extra = self.talks.get_mut(&self.table, id).and_then(|talk| talk.extra.as_mut());
+        extra.map_or(0, |extra| extra.backlog.clear())
     }
 
     /// The next of what waits; false when nothing does.
     pub(super) fn say_next(&mut self, id: SlotId) -> bool {
         let Some(talk) = self.talks.get_mut(&self.table, id) else { return false };
-        let Some(next) = talk.extra.as_mut().and_then(|extra| extra.backlog.pop_front()) else {
+        let Some(next) = talk.extra.as_mut().and_then(|extra| extra.backlog.pop()) else {
             return false;
         };
         talk.tidy();

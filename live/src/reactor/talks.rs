@@ -97,10 +97,45 @@ pub(super) struct Extra {
     /// In the order of asking.
     pub(super) asked: Vec<Asked>,
     pub(super) tasks: Vec<(Followed, Task)>,
-    /// Whole messages that wait for what was owed before them.
-    pub(super) backlog: VecDeque<(Bytes, Option<OwnedSemaphorePermit>)>,
+    pub(super) backlog: Backlog,
+    /// Why it is let go, once it has what it is owed.
+    pub(super) last_words: Option<Bytes>,
     /// Of a guest.
     pub(super) work: Option<Box<Work>>,
+}
+
+/// Whole messages that wait for what was owed before them.
+#[derive(Default)]
+pub(super) struct Backlog {
+    messages: VecDeque<(Bytes, Option<OwnedSemaphorePermit>)>,
+    bytes: usize,
+}
+
+impl Backlog {
+    pub(super) fn push(&mut self, bytes: Bytes, room: Option<OwnedSemaphorePermit>) {
+        self.bytes += bytes.len();
+        self.messages.push_back((bytes, room));
+    }
+
+    pub(super) fn pop(&mut self) -> Option<(Bytes, Option<OwnedSemaphorePermit>)> {
+        let next = self.messages.pop_front()?;
+        self.bytes -= next.0.len();
+        Some(next)
+    }
+
+    /// How many bytes it was.
+    pub(super) fn clear(&mut self) -> usize {
+        self.messages.clear();
+        std::mem::take(&mut self.bytes)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.messages.len()
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
 }
 
 /// A topic that was asked for.
@@ -124,7 +159,8 @@ impl Extra {
     fn is_empty(&self) -> bool {
         let no_work = self.work.as_ref().is_none_or(|work| work.is_empty());
         let asks_nothing = self.asked.is_empty() && self.tasks.is_empty();
-        self.inbound.is_empty() && self.backlog.is_empty() && asks_nothing && no_work
+        let owes_nothing = self.backlog.len() == 0 && self.last_words.is_none();
+        self.inbound.is_empty() && owes_nothing && asks_nothing && no_work
     }
 }
 

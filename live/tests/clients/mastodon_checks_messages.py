@@ -100,20 +100,19 @@ def check_garbage_on_a_channel_is_survived():
                                                             [("delete", "9")]))
 
 def check_payloads_outside_public_streams_are_not_touched():
-    def run(name, params, channel, who, event):
+    def run(name, channel, who, event):
         with Socket(who.token) as ws:
-            ws.subscribe(name, **params)
+            ws.subscribe(name, **({"list": channel.split(":")[-1]} if name == "list" else {}))
             standing(channel)
             text = json.dumps({"id": "1", "account": None, "language": "xx", "x": [1.50]}, indent=1)
             publish(channel, event, text)
             ws.mark(channel)
             equal("payload", ws.came()[0], (event, text))
-    who = account(languages=["en"])
-    number = new_list(who)
-    each([("user", {}, f"timeline:{who.id}", who, "update"),
-          ("direct", {}, f"timeline:direct:{who.id}", who, "conversation"),
-          ("user:notification", {}, f"timeline:{who.id}:notifications", who, "notification"),
-          ("list", {"list": str(number)}, f"timeline:list:{number}", who, "status.update")], run, workers=1)
+    who = [account(languages=["en"]) for _ in range(4)]
+    each([("user", f"timeline:{who[0].id}", who[0], "update"),
+          ("direct", f"timeline:direct:{who[1].id}", who[1], "conversation"),
+          ("user:notification", f"timeline:{who[2].id}:notifications", who[2], "notification"),
+          ("list", f"timeline:list:{new_list(who[3])}", who[3], "status.update")], run)
 
 def check_kill():
     def run(what, by_token, sse):
@@ -193,8 +192,8 @@ def is_malformed(payload):
     return body in ("text", [1, 2], {}) or isinstance(body, dict) and not isinstance(body.get("account"), dict)
 
 def flood(channel, fast):
-    """80 MB on this channel, more than any bound may be; the client that reads gets everything."""
-    total, text = 4000, "x" * 20_000
+    """40 MB on this channel, more than any bound may be; the client that reads gets everything."""
+    total, text = 2000, "x" * 20_000
     for start in range(0, total, 100):
         publish_all(channel, [("update", f"{n} {text}") for n in range(start, start + 100)])
         fast.mark(channel)
@@ -214,6 +213,7 @@ def check_slow_socket_is_disconnected_and_delays_nobody():
         slow.ended("a client that did not read")
         came = flooded(slow)
         want(0 < len(came) < total, "the slow client cut off before it had everything", len(came))
+        equal("the last words", slow.closing, (1013).to_bytes(2) + b"slow")
         equal("what it had, without a gap", came, list(range(len(came))))
     with Socket(who.token) as again:
         again.subscribe("user").settle(channel)
@@ -227,4 +227,5 @@ def check_slow_event_stream_is_disconnected_and_delays_nobody():
         slow.start()
         slow.ended("a client that did not read")
         came = [event for event in slow.events if event.event == "update"]
+        equal("the last words", slow.goodbye, ":slow")
         want(0 < len(came) < total, "the slow client cut off before it had everything", len(came))

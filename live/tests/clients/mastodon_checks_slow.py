@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from expect import Failed, equal, want
 from mastodon_http import Events
-from mastodon_seed import account, execute, insert
+from mastodon_seed import account, execute, insert, word
 from mastodon_socket import Socket
 from mastodon_view import Viewer, person, status
 
@@ -40,17 +40,18 @@ class Change:
 
     def __init__(self, name, change, seen_before=True):
         self.name, self.seen_before, self.took = name, seen_before, None
-        self.viewer, self.author = Viewer(), person(f"a{time.time_ns()}.example")
-        self.viewer.channels.pop(("public",))
-        self.me, self.other, self.domain = self.viewer.who.id, int(self.author["id"]), self.author["acct"].split("@")[1]
-        if not seen_before:
+        who, self.domain = account(), f"{word()}.example"
+        self.author = person(self.domain)
+        self.me, self.other = who.id, int(self.author["id"])
+        if not seen_before:                             # known before the viewer comes
             insert("blocks", account_id=self.me, target_account_id=self.other)
+        self.viewer = Viewer(who).only_the_tag()
         equal(f"{name}: seen before", self.seen(), seen_before)
         change(self)
         self.start = time.time()
 
     def seen(self):
-        return [len(bodies) for bodies in self.viewer.show(status(self.author))] == [1]
+        return self.viewer.sees(status(self.author))
 
     def look(self):
         if self.seen() != self.seen_before:

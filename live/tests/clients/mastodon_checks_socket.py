@@ -64,8 +64,8 @@ def check_what_is_no_command_is_ignored():
     with Socket(who.token) as ws:
         for text in ("", " ", "{", "nonsense", '{"type":"subscribe","stream":"user"', "[]", "null", "5", "true",
                      '"subscribe"', "{}", '{"type":"nope","stream":"user"}', '{"type":null}',
-                     '{"type":5,"stream":"user"}', '{"stream":"user"}', '{"type":"Subscribe","stream":"user"}', "[" * 200, "\x00", '{"type":"ping"}',
-                     '[{"type":"subscribe","stream":"user"}]'):
+                     '{"type":5,"stream":"user"}', '{"stream":"user"}', '{"type":"Subscribe","stream":"user"}',
+                     "[" * 200, "\x00", '{"type":"ping"}', '[{"type":"subscribe","stream":"user"}]'):
             ws.send(text)
         mark = settled(ws)
         equal("messages", ws.unmarked(mark), [])

@@ -169,6 +169,8 @@ const CHECKS = [
 
 EventEmitter.defaultMaxListeners = 50;                 // masto listens once for each stream
 process.on("unhandledRejection", () => {});             // masto's own loop, when the connection ends
+process.on("uncaughtException", (error) => console.log(`# ${error.message}`));  // megalodon, stopped while connecting
+console.error = (text, error) => console.log(`# ${text} ${error?.message ?? ""}`);
 await redis.connect();
 let failed = 0;
 for (const [name, check] of CHECKS) {

@@ -11,7 +11,7 @@ from mastodon_marks import Marked
 from server import SERVER
 
 PREFIX = "/api/v1/streaming"
-BLOCK = re.compile(r":thump|event: [^\r\n]+\ndata: [^\r\n]+(\nid: [^\r\n]+)?")    # all that may be between blank lines
+BLOCK = re.compile(r":thump|:slow|event: [^\r\n]+\ndata: [^\r\n]+(\nid: [^\r\n]+)?")    # all that may be between blank lines
 
 def bearer(token):
     return {"Authorization": f"Bearer {token}"}
@@ -57,7 +57,7 @@ class Events(Marked):
 
     def __init__(self, path, token=None, headers=None, last_id=None, reading=True, receive_buffer=None):
         super().__init__()
-        self.raw, self.events, self.thumps = b"", [], []
+        self.raw, self.events, self.thumps, self.goodbye = b"", [], [], None
         head = {**(bearer(token) if token else {}), **({} if last_id is None else {"Last-Event-ID": last_id})}
         self.sock, self.answer = _open("GET", PREFIX + path, {**head, **(headers or {})}, 60, receive_buffer)
         want(self.answer.status == 200, f"GET {path}: 200", (self.answer.status, self.answer.headers.items()))
@@ -79,9 +79,11 @@ class Events(Marked):
                 self.cond.notify_all()
 
     def _block(self, block):
-        want(BLOCK.fullmatch(block), ":thump, or an event of exact form", block)
+        want(BLOCK.fullmatch(block), ":thump, :slow, or an event of exact form", block)
         if block == ":thump":
             self.thumps.append(time.time())
+        elif block.startswith(":"):
+            self.goodbye = block
         else:
             parts = dict(line.split(": ", 1) for line in block.split("\n"))
             self.events.append(SimpleNamespace(event=parts["event"], data=parts["data"], id=parts.get("id")))

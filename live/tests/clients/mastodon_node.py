@@ -11,9 +11,6 @@ SCRIPT = Path(__file__).with_name("mastodon_clients.mjs")
 
 def check_node_clients():
     """One run of the script; its own lines are printed as they are."""
-    if not os.environ.get("NODE_MODULES"):
-        print("skipped: NODE_MODULES, a folder with the packages of package.json installed, is not set")
-        return
     who = account()
     number = new_list(who)
     with calm():

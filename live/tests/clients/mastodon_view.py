@@ -1,7 +1,7 @@
 """Statuses, and viewers who see which of them come on the two kinds of stream that are filtered."""
 import json
 
-from expect import Failed, equal
+from expect import equal, want
 from mastodon_redis import publish
 from mastodon_seed import account, big, calm, word
 from mastodon_socket import Socket
@@ -64,21 +64,26 @@ class Viewer:
         return found
 
     def sees(self, post, event="update"):
-        """Whether this post comes on both streams (once) or on none."""
+        """Whether this post comes on all streams (once) or on none."""
         counts = [len(bodies) for bodies in self.show(post, event)]
-        if counts not in ([0, 0], [1, 1]):
-            raise Failed(f"expected {event} on both streams or on none, came {counts} times on public, hashtag")
-        return counts == [1, 1]
+        want(len(set(counts)) == 1 and counts[0] in (0, 1), f"{event} once on {list(self.channels)}, or on none", counts)
+        return counts[0] == 1
 
     def filtered(self, post, event="update"):
-        """The annotation of this post, which is otherwise unchanged, the same on both streams."""
+        """The annotation of this post, which is otherwise unchanged, the same on all streams."""
         came = self.show(post, event)
-        equal(f"how often {event} came on public, hashtag", [len(bodies) for bodies in came], [1, 1])
+        equal(f"how often {event} came on {list(self.channels)}", [len(bodies) for bodies in came], [1] * len(came))
         for (body,) in came:
             equal("the status but `filtered`", {**body, "filtered": 0}, {**post, "filtered": 0})
-        notes = [body.get("filtered", "no such key") for (body,) in came]
-        equal("filtered on hashtag as on public", notes[1], notes[0])
-        return notes[0]
+        first, *others = [body.get("filtered", "no such key") for (body,) in came]
+        for other in others:
+            equal("filtered on hashtag as on public", other, first)
+        return first
+
+    def only_the_tag(self):
+        """For what changes while it is looked at: that happens between one stream and the next."""
+        self.channels.pop(("public",))
+        return self
 
     def __enter__(self):
         return self

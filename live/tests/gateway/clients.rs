@@ -5,6 +5,7 @@
 use crate::{
     event_api::SECRET,
     farm::{Farm, Node, PATIENCE},
+    mastodon,
 };
 use cratemill_stack::{
     data_dir::DataDir,
@@ -33,36 +34,52 @@ const CLIENTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients");
 /// The Python that has what they need, which is installed once for all tests.
 async fn python() -> Option<PathBuf> {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("clients");
+    let python = folder.join("venv/bin/python");
+    let venv = folder.join("venv").display().to_string();
+    let requirements = Path::new(CLIENTS).join("requirements.txt").display().to_string();
+    let pip = python.display().to_string();
+    let commands = [
+        vec!["python3", "-m", "venv", "--clear", &venv],
+        vec![&pip, "-m", "pip", "install", "--quiet", "--requirement", &requirements],
+    ];
+    installed(&folder, "requirements.txt", &commands).await.then_some(python)
+}
+
+/// The folder of the packages of npm.
+async fn node_modules() -> Option<PathBuf> {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("node-clients");
+    let path = folder.display().to_string();
     fs::create_dir_all(&folder).unwrap();
+    fs::copy(Path::new(CLIENTS).join("package.json"), folder.join("package.json")).unwrap();
+    let install = vec!["npm", "install", "--no-audit", "--no-fund", "--prefix", &path];
+    installed(&folder, "package.json", &[install]).await.then_some(folder)
+}
+
+/// Whether what is wanted is there, after these commands if it was not.
+async fn installed(folder: &Path, wanted: &str, commands: &[Vec<&str>]) -> bool {
+    fs::create_dir_all(folder).unwrap();
     let lock = File::create(folder.join("lock")).unwrap();
     // Another test may be at it.
     let lock = tokio::task::spawn_blocking(move || lock.lock().map(|()| lock)).await.unwrap().unwrap();
-    let python = folder.join("venv/bin/python");
-    let wanted = fs::read_to_string(Path::new(CLIENTS).join("requirements.txt")).unwrap();
+    let wanted = fs::read_to_string(Path::new(CLIENTS).join(wanted)).unwrap();
     let has = folder.join("has");
     if fs::read_to_string(&has).ok().as_ref() != Some(&wanted) {
-        let venv = folder.join("venv").display().to_string();
-        let requirements = Path::new(CLIENTS).join("requirements.txt").display().to_string();
-        let pip = python.display().to_string();
-        for command in [
-            vec!["python3", "-m", "venv", "--clear", &venv],
-            vec![&pip, "-m", "pip", "install", "--quiet", "--requirement", &requirements],
-        ] {
+        for command in commands {
             let output = Command::new(command[0]).args(&command[1..]).kill_on_drop(true).output();
             let output = timeout(INSTALL, output).await;
             let Ok(Ok(output)) = output else {
                 eprintln!("SKIPPED: {command:?} cannot be run");
-                return None;
+                return false;
             };
             if !output.status.success() {
                 eprintln!("SKIPPED: {command:?}: {}", String::from_utf8_lossy(&output.stderr));
-                return None;
+                return false;
             }
         }
         fs::write(&has, wanted).unwrap();
     }
     drop(lock);
-    Some(python)
+    true
 }
 
 struct Scene {
@@ -158,4 +175,35 @@ async fn the_event_api_survives_the_death_of_a_node(pool: PgPool) {
 #[sqlx::test(migrations = "../migrations")]
 async fn cbor_survives_the_death_of_a_node(pool: PgPool) {
     survives(pool, "cbor_pubsub.py", Duration::from_secs(8), Duration::from_secs(15)).await;
+}
+
+/// What the contract says, and real clients where they can be had.
+async fn mastodon_is_spoken(pool: PgPool, what: &str, node_modules: &str) {
+    let Some(python) = python().await else { return };
+    let scene = mastodon::Scene::start(&pool).await;
+    let node = scene.node().await;
+    let client = Command::new(python)
+        .arg(Path::new(CLIENTS).join("mastodon.py"))
+        .args([what, &node.url])
+        .env("PYTHONDONTWRITEBYTECODE", "1")
+        .env("DATABASE_URL", &scene.database)
+        .env("REDIS_URL", scene.redis.url())
+        .env("NODE_MODULES", node_modules)
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let output = timeout(RUN, client.wait_with_output()).await.expect("it ends").unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+}
+
+#[sqlx::test(migrations = false)]
+async fn mastodon_keeps_its_contract(pool: PgPool) {
+    mastodon_is_spoken(pool, "conformance", "").await;
+}
+
+#[sqlx::test(migrations = false)]
+async fn mastodon_is_what_its_clients_expect(pool: PgPool) {
+    let node_modules = node_modules().await.unwrap_or_default();
+    mastodon_is_spoken(pool, "clients", &node_modules.display().to_string()).await;
 }

@@ -100,8 +100,7 @@ impl Farm {
             command = command.env(key, *value);
         }
         let process = command.spawn().await.unwrap();
-        let url = format!("http://{}", port.address());
-        Node { url, port: port.number(), process, _port: port }
+        Node::new(process, port)
     }
 
     /// Publishes an event that only its number tells from others. Returns its sequence.
@@ -215,6 +214,10 @@ impl Farm {
 }
 
 impl Node {
+    pub(crate) fn new(process: Process, port: Port) -> Self {
+        Self { url: format!("http://{}", port.address()), port: port.number(), process, _port: port }
+    }
+
     pub(crate) async fn is_ready(&self) {
         let probe = async || {
             reqwest::get(format!("{}/readyz", self.url)).await?.error_for_status()?;

@@ -14,6 +14,7 @@ mod farm;
 mod hostile;
 mod limits;
 mod logs;
+mod mastodon;
 mod outage;
 mod proxy;
 mod publisher;

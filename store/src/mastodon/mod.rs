@@ -6,10 +6,13 @@ mod rules;
 mod tokens;
 
 pub use rules::{Filter, Rules, rules};
-pub use tokens::{Token, owns_list, settings, token};
+pub use tokens::{Token, good_tokens, owns_list, settings, token};
 
 use crate::bulk::{self, Pool, SetupError};
-use sqlx::postgres::{PgConnectOptions, PgSslMode};
+use sqlx::{
+    ConnectOptions as _,
+    postgres::{PgConnectOptions, PgSslMode},
+};
 use std::time::Duration;
 
 /// A database that says nothing for so long is away.
@@ -53,23 +56,33 @@ impl std::fmt::Debug for Parts {
 }
 
 impl Database {
-    /// `postgres://...`, with `sslmode` as libpq or Mastodon's server knows it.
-    pub fn of_url(url: &str) -> Result<Self, String> {
+    /// `postgres://...`, with `sslmode` as libpq or Mastodon's server knows it; the password, if it has none.
+    pub fn of_url(url: &str, password: Option<&str>) -> Result<Self, String> {
         // It encrypts and checks nothing: libpq calls that so.
         let url = url.replace("sslmode=no-verify", "sslmode=require");
-        url.parse().map(Self).map_err(|error| format!("not a Postgres URL: {error}"))
+        let mut options: PgConnectOptions =
+            url.parse().map_err(|error| format!("not a Postgres URL: {error}"))?;
+        let has_one = options.to_url_lossy().password().is_some();
+        if let Some(password) = password.filter(|_| !has_one) {
+            options = options.password(password);
+        }
+        Ok(Self(options))
     }
 
     /// What is not said is as Mastodon has it in production.
     pub fn of_parts(parts: &Parts) -> Result<Self, String> {
         let mut options = PgConnectOptions::new_without_pgpass()
-            .host(parts.host.as_deref().unwrap_or("localhost"))
             .port(parts.port.unwrap_or(5432))
             .username(parts.user.as_deref().unwrap_or("mastodon"))
             .database(parts.name.as_deref().unwrap_or("mastodon_production"));
         if let Some(password) = &parts.password {
             options = options.password(password);
         }
+        // A folder is where the server's socket is.
+        options = match parts.host.as_deref().unwrap_or("localhost") {
+            folder if folder.starts_with('/') => options.socket(folder),
+            host => options.host(host),
+        };
         let mode = match parts.ssl_mode.as_deref().unwrap_or("prefer") {
             "disable" | "false" => PgSslMode::Disable,
             "allow" | "prefer" => PgSslMode::Prefer,

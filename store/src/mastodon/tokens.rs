@@ -42,6 +42,22 @@ pub async fn token(pool: &Pool, token: &str) -> Result<Option<Token>, Error> {
     .await
 }
 
+/// Of these tokens, by their ids, those that are good.
+pub async fn good_tokens(pool: &Pool, tokens: &[i64]) -> Result<Vec<i64>, Error> {
+    const SQL: &str = "
+        SELECT oauth_access_tokens.id
+        FROM oauth_access_tokens
+        JOIN users ON users.id = oauth_access_tokens.resource_owner_id
+        JOIN accounts ON accounts.id = users.account_id
+        WHERE oauth_access_tokens.id = ANY($1) AND oauth_access_tokens.revoked_at IS NULL
+          AND NOT users.disabled AND accounts.suspended_at IS NULL";
+    in_time(async {
+        let rows = pool.get().await?.query_typed(SQL, &[(&tokens, Type::INT8_ARRAY)]).await?;
+        rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
+    })
+    .await
+}
+
 pub async fn owns_list(pool: &Pool, list: i64, account: i64) -> Result<bool, Error> {
     const SQL: &str = "SELECT 1 FROM lists WHERE id = $1 AND account_id = $2 LIMIT 1";
     in_time(async {

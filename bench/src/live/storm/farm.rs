@@ -11,7 +11,7 @@ use crate::live::{
     usage,
 };
 use anyhow::{Context, Result};
-use cratemill_stack::{data_dir::DataDir, programs, redis::Redis};
+use cratemill_stack::{data_dir::DataDir, process::Process, programs, redis::Redis};
 use std::{net::SocketAddrV4, time::Duration};
 
 pub(super) enum Farm {
@@ -76,7 +76,9 @@ impl Farm {
     pub(super) fn bus_cpu(&self) -> Result<Duration> {
         match self {
             Self::Ours(ours) => ours.bus_cpu(),
-            Self::Nchan { redis, .. } => usage::cpu(&[redis.process().pid()]),
+            Self::Nchan { redis, .. } => {
+                usage::cpu(&redis.process().map(Process::pid).into_iter().collect::<Vec<_>>())
+            }
         }
     }
 
@@ -94,7 +96,7 @@ impl Farm {
     pub(super) async fn stop(self) -> Result<()> {
         match self {
             Self::Ours(ours) => ours.stop().await,
-            Self::Nchan { mut nodes, redis, .. } => {
+            Self::Nchan { mut nodes, mut redis, .. } => {
                 for node in &mut nodes {
                     node.stop().await?;
                 }

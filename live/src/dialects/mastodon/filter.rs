@@ -7,7 +7,7 @@ use super::{
 };
 use std::sync::Arc;
 
-/// What an account has blocked, muted and filtered: read together, at one moment.
+/// What an account has blocked, muted and filtered.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Rules {
     /// Those whom the viewer blocks or mutes: nothing by them, and nothing that mentions them. In order.
@@ -26,8 +26,10 @@ pub struct Closed {
     pub remote: bool,
 }
 
-/// The languages that a viewer has chosen.
-pub type Languages = Option<Arc<[Box<str>]>>;
+/// Languages, by their codes.
+pub type Chosen = Box<[Box<str>]>;
+/// Those that a viewer has chosen, if any.
+pub type Languages = Option<Arc<Chosen>>;
 
 /// What is done about a status for one viewer.
 #[derive(Debug, Clone, PartialEq, Eq)]

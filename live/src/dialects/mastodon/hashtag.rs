@@ -3,29 +3,6 @@
 use unicode_normalization::UnicodeNormalization as _;
 use unicode_properties::{GeneralCategory, GeneralCategoryGroup, UnicodeGeneralCategory as _};
 
-/// Letters of Latin without what stands at them. What is compatible with others is those by now.
-const FOLDED: [(&str, char); 19] = [
-    ("àáâãäåāăą", 'a'),
-    ("çćĉċč", 'c'),
-    ("ðďđ", 'd'),
-    ("èéêëēĕėęě", 'e'),
-    ("ĝğġģ", 'g'),
-    ("ĥħ", 'h'),
-    ("ìíîïĩīĭįı", 'i'),
-    ("ĵ", 'j'),
-    ("ķĸ", 'k'),
-    ("ĺļľŀł", 'l'),
-    ("ñńņňŉŋ", 'n'),
-    ("òóôõöøōŏő", 'o'),
-    ("ŕŗř", 'r'),
-    ("śŝşšſ", 's'),
-    ("ţťŧ", 't'),
-    ("ùúûüũūŭůűų", 'u'),
-    ("ŵ", 'w'),
-    ("ýÿŷ", 'y'),
-    ("źżž", 'z'),
-];
-
 /// As the name of the channel has it.
 pub fn normalise(tag: &str) -> String {
     // Letter by letter: the publisher's language knows no final sigma.
@@ -40,11 +17,30 @@ fn may_stand_in_a_tag(c: char) -> bool {
         || matches!(c, '_' | '\u{B7}' | '\u{30FB}' | '\u{200C}')
 }
 
+/// Letters of Latin without what stands at them. What is compatible with others is those by now.
 fn fold(c: char) -> char {
-    if c.is_ascii() {
-        return c;
+    match c {
+        'à' | 'á' | 'â' | 'ã' | 'ä' | 'å' | 'ā' | 'ă' | 'ą' => 'a',
+        'ç' | 'ć' | 'ĉ' | 'ċ' | 'č' => 'c',
+        'ð' | 'ď' | 'đ' => 'd',
+        'è' | 'é' | 'ê' | 'ë' | 'ē' | 'ĕ' | 'ė' | 'ę' | 'ě' => 'e',
+        'ĝ' | 'ğ' | 'ġ' | 'ģ' => 'g',
+        'ĥ' | 'ħ' => 'h',
+        'ì' | 'í' | 'î' | 'ï' | 'ĩ' | 'ī' | 'ĭ' | 'į' | 'ı' => 'i',
+        'ĵ' => 'j',
+        'ķ' | 'ĸ' => 'k',
+        'ĺ' | 'ļ' | 'ľ' | 'ŀ' | 'ł' => 'l',
+        'ñ' | 'ń' | 'ņ' | 'ň' | 'ŉ' | 'ŋ' => 'n',
+        'ò' | 'ó' | 'ô' | 'õ' | 'ö' | 'ø' | 'ō' | 'ŏ' | 'ő' => 'o',
+        'ŕ' | 'ŗ' | 'ř' => 'r',
+        'ś' | 'ŝ' | 'ş' | 'š' | 'ſ' => 's',
+        'ţ' | 'ť' | 'ŧ' => 't',
+        'ù' | 'ú' | 'û' | 'ü' | 'ũ' | 'ū' | 'ŭ' | 'ů' | 'ű' | 'ų' => 'u',
+        'ŵ' => 'w',
+        'ý' | 'ÿ' | 'ŷ' => 'y',
+        'ź' | 'ż' | 'ž' => 'z',
+        c => c,
     }
-    FOLDED.iter().find(|(letters, _)| letters.contains(c)).map_or(c, |(_, folded)| *folded)
 }
 
 #[cfg(test)]

@@ -211,13 +211,18 @@ impl Status {
         let StatusJson { account, mentions, language, filtered } = serde_json::from_str(json)?;
         Ok(Self {
             author: AccountId(account.id),
-            domain: account.acct.split_once('@').map(|(_, domain)| domain.into()),
+            domain: account.acct.split_once('@').map(|(_, domain)| ascii(domain)),
             is_local: account.acct == account.username,
             mentions: mentions.into_iter().flatten().map(|mention| AccountId(mention.id)).collect(),
             language,
             is_filtered: filtered,
         })
     }
+}
+
+/// As blocks of domains have it, whatever letters viewers are shown.
+fn ascii(domain: &str) -> Box<str> {
+    idna::domain_to_ascii(domain).map_or_else(|_| domain.into(), Into::into)
 }
 
 /// Mastodon writes ids as strings.

@@ -86,11 +86,23 @@ impl Command {
     }
 }
 
-/// Of an array the first element counts.
+/// Longer than any tag that Mastodon takes; what is longer stands for nothing, and takes nobody's time.
+const MAX_TEXT_BYTES: usize = 1_024;
+
+/// Of an array the first element counts. What is no text or number, or too much of it, is nothing.
 fn first(value: Value) -> Option<Value> {
     match value {
         Value::Array(values) => values.into_iter().next(),
         value => Some(value),
+    }
+    .filter(is_short)
+}
+
+fn is_short(value: &Value) -> bool {
+    match value {
+        Value::String(text) => text.len() <= MAX_TEXT_BYTES,
+        Value::Array(_) | Value::Object(_) => false,
+        Value::Null | Value::Bool(_) | Value::Number(_) => true,
     }
 }
 
@@ -98,7 +110,7 @@ impl Named {
     /// Of the query of a request.
     pub fn of_query(query: &[(String, String)]) -> Self {
         let text = |key: &str| Some(query.iter().find(|(name, _)| name == key)?.1.clone());
-        let value = |key: &str| text(key).map(Value::String);
+        let value = |key: &str| text(key).map(Value::String).filter(is_short);
         Self {
             stream: text("stream").filter(|stream| !stream.is_empty()),
             tag: value("tag"),

@@ -113,13 +113,6 @@ impl Stream {
         }
     }
 
-    pub fn is_allowed(&self, scopes: Scopes) -> bool {
-        match self {
-            Self::UserNotification => scopes.notifications,
-            _ => scopes.statuses,
-        }
-    }
-
     /// Whether each viewer gets what is right for them.
     pub fn is_filtered(&self) -> bool {
         matches!(self, Self::Public { .. } | Self::Hashtag { .. })

@@ -166,6 +166,10 @@ fn fold(c: char) -> char {
     if c.is_ascii() {
         return c.to_ascii_uppercase();
     }
+    // Two units of JavaScript's, neither of which is a letter.
+    if c > '\u{FFFF}' {
+        return c;
+    }
     let mut upper = c.to_uppercase();
     match (upper.next(), upper.next()) {
         (Some(upper), None) if !upper.is_ascii() => upper,

@@ -25,7 +25,7 @@ use bytes::{BufMut as _, Bytes, BytesMut};
 use cratemill_service::clock;
 use std::{
     collections::HashMap,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -77,6 +77,8 @@ impl Reactor {
         let mut order: Vec<Target> = Vec::new();
         let mut batches: HashMap<Target, Vec<(Channel, Arc<Post>)>> = HashMap::new();
         let is_kept = !self.ears.replay.is_zero() && self.listeners.has_events();
+        let costs: usize = new.iter().map(|(_, post)| post.cost()).sum();
+        self.ears.queued.fetch_sub(costs, Ordering::Relaxed);
         for (channel, post) in new {
             if is_kept {
                 self.mailbox.log.push(channel.clone(), Arc::clone(&post), now);
@@ -134,7 +136,10 @@ impl Reactor {
             let (slot, form, account) = (record.slot, record.form, record.account);
             let is_behind = record.more.as_ref().is_some_and(|more| !more.held.is_empty());
             match judged(&shared, member, posts, &mut made, moment) {
-                Some((bytes, count)) if !is_behind => self.hand(slot, form, &bytes, count, handing),
+                Some(sight) if !is_behind => {
+                    let (bytes, count) = made.of(&sight);
+                    self.hand(slot, form, bytes, count, handing);
+                }
                 judged => {
                     let more = record.more();
                     more.held.extend(posts.iter().map(|post| (channel.clone(), Arc::clone(post))));
@@ -161,18 +166,19 @@ impl Reactor {
             let form = record.form;
             let Some(more) = &mut record.more else { continue };
             let mut held = std::mem::take(&mut more.held);
-            let (mut handing, moment) = (Handing::default(), Moment::now());
+            let (mut frames, mut count, moment) = (Vec::new(), 0, Moment::now());
             while let Some((channel, post)) = held.front() {
                 if let Some((shared, member)) = self.listeners.member(id, channel) {
-                    let posts = std::slice::from_ref(post);
-                    let Some((bytes, count)) = judged(shared, member, posts, &mut Made::default(), moment)
-                    else {
-                        break;
-                    };
-                    self.hand(slot, form, &bytes, count, &mut handing);
+                    let (posts, mut made) = (std::slice::from_ref(post), Made::default());
+                    let Some(sight) = judged(shared, member, posts, &mut made, moment) else { break };
+                    let (bytes, seen) = made.of(&sight);
+                    frames.push(bytes.clone());
+                    count += seen;
                 }
                 held.pop_front();
             }
+            let mut handing = Handing::default();
+            self.hand(slot, form, &joined(frames), count, &mut handing);
             if let Some(record) = self.listeners.get_mut(id) {
                 record.more().held = held;
                 record.tidy();
@@ -181,22 +187,26 @@ impl Reactor {
         }
     }
 
-    /// What a stream of events missed while it was away.
-    pub(super) fn missed(&self, id: RecordId) -> Vec<Bytes> {
-        let Some(record) = self.listeners.get(id) else { return Vec::new() };
-        let Some(last) = record.more.as_ref().and_then(|more| more.last_event_id.as_deref()) else {
-            return Vec::new();
-        };
+    /// What a stream of events missed while it was away, and the rest from where on it cannot be judged at the moment.
+    pub(super) fn missed(&self, id: RecordId) -> (Vec<Bytes>, Vec<(Channel, Arc<Post>)>) {
+        let (mut frames, mut unjudged) = (Vec::new(), Vec::new());
+        let Some(record) = self.listeners.get(id) else { return (frames, unjudged) };
+        let last = record.more.as_ref().and_then(|more| more.last_event_id.as_deref());
+        let Some(last) = last else { return (frames, unjudged) };
         let channels = self.listeners.channels_of(id);
-        let missed = self.mailbox.log.after(last, &channels).filter_map(|(channel, post)| {
+        for (channel, post) in self.mailbox.log.after(last, &channels) {
             if channel.account().is_some() {
-                let batch = [(channel.clone(), Arc::clone(post))];
-                return Some(own(record, &batch).0);
+                frames.push(own(record, &[(channel.clone(), Arc::clone(post))]).0);
+                continue;
             }
-            let (shared, member) = self.listeners.member(id, channel)?;
-            Some(judged(shared, member, std::slice::from_ref(post), &mut Made::default(), Moment::now())?.0)
-        });
-        missed.collect()
+            let Some((shared, member)) = self.listeners.member(id, channel) else { continue };
+            let (posts, mut made) = (std::slice::from_ref(post), Made::default());
+            match judged(shared, member, posts, &mut made, Moment::now()) {
+                Some(sight) if unjudged.is_empty() => frames.push(made.of(&sight).0.clone()),
+                _ => unjudged.push((channel.clone(), Arc::clone(post))),
+            }
+        }
+        (frames, unjudged)
     }
 
     /// Now, or behind what the connection is owed. Nobody is closed here.
@@ -225,8 +235,9 @@ impl Reactor {
     fn wait_behind(&mut self, id: SlotId, bytes: &Bytes) -> bool {
         let Some(talk) = self.talks.get_mut(&self.table, id) else { return true };
         self.owed_bytes += bytes.len();
-        talk.extra().backlog.push_back((bytes.clone(), None));
-        self.backlog(id) <= MAX_BACKLOG_BYTES
+        let backlog = &mut talk.extra().backlog;
+        backlog.push(bytes.clone(), None);
+        backlog.bytes() <= MAX_BACKLOG_BYTES
     }
 
     fn end_handing(&mut self, mut handing: Handing) {
@@ -268,7 +279,31 @@ fn joined(mut frames: Vec<Bytes>) -> Bytes {
 
 /// What was made for others who see all of it unchanged.
 #[derive(Default)]
-struct Made(Vec<((u16, Form), Vec<Bytes>, Bytes)>);
+struct Made(Vec<AsAll>);
+
+struct AsAll {
+    kind: (u16, Form),
+    frames: Vec<Bytes>,
+    /// All of them.
+    joined: Bytes,
+}
+
+/// What one of many is to see.
+enum Sight {
+    /// All of what was made, which has this place.
+    All(usize),
+    /// So many messages.
+    Own(Bytes, u64),
+}
+
+impl Made {
+    fn of<'a>(&'a self, sight: &'a Sight) -> (&'a Bytes, u64) {
+        match sight {
+            Sight::All(place) => (&self.0[*place].joined, self.0[*place].frames.len() as u64),
+            Sight::Own(bytes, count) => (bytes, *count),
+        }
+    }
+}
 
 #[derive(Clone, Copy)]
 struct Moment {
@@ -289,22 +324,21 @@ fn judged(
     posts: &[Arc<Post>],
     made: &mut Made,
     Moment { now, now_ms }: Moment,
-) -> Option<(Bytes, u64)> {
+) -> Option<Sight> {
     let kind = member.kind();
     let label = shared.label(member);
-    let known = made.0.iter().position(|(known, ..)| *known == kind).unwrap_or_else(|| {
+    let known = made.0.iter().position(|known| known.kind == kind).unwrap_or_else(|| {
         let frames: Vec<Bytes> = posts.iter().map(|post| post.encoded(member.form, label)).collect();
-        let all = joined(frames.clone());
-        made.0.push((kind, frames, all));
+        made.0.push(AsAll { kind, joined: joined(frames.clone()), frames });
         made.0.len() - 1
     });
-    let (_, frames, all) = &made.0[known];
-    let Some(lens) = &member.lens else { return Some((all.clone(), posts.len() as u64)) };
-    let rules = lens.viewer.rules(now)?;
+    let Some(lens) = &member.lens else { return Some(Sight::All(known)) };
+    let (frames, rules) = (&made.0[known].frames, lens.viewer.rules(now)?);
+    let languages = lens.languages.as_ref().map(|languages| &languages[..]);
     // Nothing while all that came before is shown as it is.
     let mut seen: Option<Vec<Bytes>> = None;
     for (at, (post, frame)) in posts.iter().zip(frames).enumerate() {
-        match filter::decide(&rules, lens.closed, lens.languages.as_deref(), post, now_ms) {
+        match filter::decide(&rules, lens.closed, languages, post, now_ms) {
             Decision::Show => seen.iter_mut().for_each(|seen| seen.push(frame.clone())),
             Decision::Hide => {
                 seen.get_or_insert_with(|| frames[..at].to_vec());
@@ -314,7 +348,8 @@ fn judged(
                 .push(post.annotated(member.form, label, &matches)),
         }
     }
-    let Some(seen) = seen else { return Some((all.clone(), posts.len() as u64)) };
-    let count = seen.len() as u64;
-    Some((joined(seen), count))
+    Some(seen.map_or(Sight::All(known), |seen| {
+        let count = seen.len() as u64;
+        Sight::Own(joined(seen), count)
+    }))
 }

@@ -77,9 +77,9 @@ impl Reactor {
             First::Socket { .. } => Form::Socket,
         };
         let mut record = Record::new(account, token, scopes, form, id);
-        record.sees_all = sees_all;
-        if languages.is_some() || guard.is_some() {
-            (record.more().languages, record.more().guard) = (languages, guard);
+        (record.sees_all, record.languages) = (sees_all, languages);
+        if guard.is_some() {
+            record.more().guard = guard;
         }
         let record = self.listeners.enter(record);
         self.serial = self.serial.wrapping_add(1);
@@ -122,8 +122,7 @@ impl Reactor {
     }
 
     fn lens(&self, record: RecordId, Admission { viewer, closed }: Admission) -> Option<Arc<Lens>> {
-        let more = self.listeners.get(record).and_then(|record| record.more.as_ref());
-        let languages = more.and_then(|more| more.languages.clone());
+        let languages = self.listeners.get(record).and_then(|record| record.languages.clone());
         viewer.map(|viewer| Arc::new(Lens { viewer, closed, languages }))
     }
 
@@ -237,13 +236,14 @@ impl Reactor {
     /// A stream of events gets all that comes from now on; before that, what it missed.
     pub(super) fn stands(&mut self, id: SlotId) {
         let Some(record) = self.record(id) else { return };
-        let missed = self.missed(record);
+        let (missed, unjudged) = self.missed(record);
         let Some(listener) = self.listeners.get_mut(record).filter(|listener| !listener.is_open) else {
             return;
         };
         listener.is_open = true;
         if let Some(more) = &mut listener.more {
             more.last_event_id = None;
+            more.held.extend(unjudged);
         }
         listener.tidy();
         let mut first = BytesMut::from(&hello()[..]);
@@ -261,7 +261,7 @@ impl Reactor {
         let Some(record) = self.record(id) else { return };
         let Some(listener) = self.listeners.get_mut(record) else { return };
         let (form, is_open) = (listener.form, listener.is_open);
-        // Who takes what it is owed may have a pong behind what it has not read: others look after these.
+        // Who takes what it is owed may have a ping behind what it has not read: others look after these.
         let is_owing = self.table.get(id).is_some_and(|slot| slot.owing);
         match form {
             Form::Events if is_open && !is_owing => self.give(id, &thump()),
@@ -272,7 +272,7 @@ impl Reactor {
                 }
                 self.give(id, &frames::ping());
             }
-            Form::Events | Form::Socket => {}
+            Form::Events | Form::Socket => listener.awaits_pong = false,
         }
     }
 

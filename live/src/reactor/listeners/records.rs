@@ -11,6 +11,8 @@ use crate::{
     dialects::mastodon::{
         Form,
         channel::{AccountId, Channel, TokenId},
+        filter::Languages,
+        post::Post,
         request::Command,
         scopes::Scopes,
         stream::{Label, Stream},
@@ -37,6 +39,7 @@ const DIRECT: u8 = 1 << 2;
 pub(in crate::reactor) struct Record {
     pub(super) account: AccountId,
     pub(super) token: TokenId,
+    pub(super) languages: Languages,
     pub(super) more: Option<Box<More>>,
     /// The others of the account.
     next: RecordId,
@@ -60,9 +63,8 @@ pub(super) struct More {
     pub(super) subscriptions: Vec<Subscription>,
     /// What it said and that has to wait for what it said before.
     pub(super) waiting: VecDeque<Command>,
-    pub(super) languages: crate::dialects::mastodon::filter::Languages,
     /// What cannot be judged before the viewer's rules can be read again: which subscription, and the message.
-    pub(super) held: VecDeque<(Channel, Arc<crate::dialects::mastodon::post::Post>)>,
+    pub(super) held: VecDeque<(Channel, Arc<Post>)>,
     /// Where it left off.
     pub(super) last_event_id: Option<Box<str>>,
     /// Its place among those of its token and address.
@@ -83,11 +85,7 @@ pub(super) struct Subscription {
 impl More {
     fn is_empty(&self) -> bool {
         let quiet = self.subscriptions.is_empty() && self.waiting.is_empty() && self.held.is_empty();
-        quiet
-            && self.languages.is_none()
-            && self.last_event_id.is_none()
-            && self.guard.is_none()
-            && !self.asking
+        quiet && self.last_event_id.is_none() && self.guard.is_none() && !self.asking
     }
 }
 
@@ -96,6 +94,7 @@ impl Record {
         Self {
             account,
             token,
+            languages: None,
             more: None,
             next: NONE,
             previous: NONE,
@@ -122,6 +121,13 @@ impl Record {
     pub(super) fn tidy(&mut self) {
         if self.more.as_ref().is_some_and(|more| more.is_empty()) {
             self.more = None;
+        } else if let Some(more) = &mut self.more {
+            if more.waiting.is_empty() {
+                more.waiting = VecDeque::new();
+            }
+            if more.held.is_empty() {
+                more.held = VecDeque::new();
+            }
         }
     }
 
@@ -273,18 +279,16 @@ impl Listeners {
 
     /// It has gone for good.
     pub(super) fn remove(&mut self, id: RecordId) {
-        let Some(record) = self.get(id) else { return };
-        let shared = record.more.iter().flat_map(|more| &more.subscriptions);
-        let streams: Vec<Stream> =
-            record.streams().chain(shared.map(|subscription| subscription.stream.clone())).collect();
-        for stream in &streams {
+        for stream in &self.streams_of(id) {
             self.unsubscribe(id, stream);
         }
         let Some(record) = self.records.get_mut(id as usize).and_then(Option::take) else { return };
         self.free.push(id);
-        let Record { account, token, next, previous, form, .. } = record;
+        let Record { account, token, next, previous, form, slot, .. } = record;
         self.events -= usize::from(form == Form::Events);
-        metrics::mastodon_client(form, -1.0);
+        if slot != NOBODY {
+            metrics::mastodon_client(form, -1.0);
+        }
         if let Some(next) = self.get_mut(next) {
             next.previous = previous;
         }
@@ -340,6 +344,7 @@ impl Listeners {
     pub(super) fn unsubscribe(&mut self, id: RecordId, stream: &Stream) -> bool {
         let Some(record) = self.get(id) else { return false };
         let (account, scopes, form) = (record.account, record.scopes(), record.form);
+        let is_ghost = record.is_ghost();
         if let Some(bit) = Record::bit(stream) {
             if record.streams & bit == 0 {
                 return false;
@@ -356,8 +361,17 @@ impl Listeners {
             let subscription = record.more().subscriptions.swap_remove(at);
             self.leave(&subscription, id);
         }
-        metrics::mastodon_channel(form, stream.name(), -1.0);
+        if !is_ghost {
+            metrics::mastodon_channel(form, stream.name(), -1.0);
+        }
         true
+    }
+
+    /// What a connection has asked for.
+    fn streams_of(&self, id: RecordId) -> Vec<Stream> {
+        let Some(record) = self.get(id) else { return Vec::new() };
+        let shared = record.more.iter().flat_map(|more| &more.subscriptions);
+        record.streams().chain(shared.map(|subscription| subscription.stream.clone())).collect()
     }
 
     fn subscription(&self, id: RecordId, stream: &Stream) -> Option<usize> {
@@ -381,6 +395,8 @@ impl Listeners {
         let label = subscription.stream.label();
         subscription.place = shared.join(id, form, &label, subscription.lens.clone());
         if let Some(record) = self.get_mut(id) {
+            // Most have one.
+            record.more().subscriptions.reserve_exact(1);
             record.more().subscriptions.push(subscription);
         }
     }
@@ -430,8 +446,13 @@ impl Listeners {
 
     /// A stream of events whose connection has ended: what it listened to is listened to for a while, for it may come back.
     pub(super) fn haunt(&mut self, id: RecordId, until: Instant) {
+        let streams = self.streams_of(id);
         let Some(record) = self.get_mut(id) else { return };
         record.slot = NOBODY;
+        metrics::mastodon_client(record.form, -1.0);
+        for stream in streams {
+            metrics::mastodon_channel(record.form, stream.name(), -1.0);
+        }
         self.ghosts.push_back((until, id));
     }
 
@@ -482,7 +503,7 @@ mod tests {
 
     #[test]
     fn a_connection_that_waits_is_small() {
-        assert!(size_of::<Option<Record>>() <= 48, "{}", size_of::<Option<Record>>());
+        assert!(size_of::<Option<Record>>() <= 56, "{}", size_of::<Option<Record>>());
     }
 
     #[derive(Debug, Clone)]
