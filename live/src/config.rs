@@ -8,7 +8,10 @@ use axum::http::{HeaderName, HeaderValue};
 use clap::{ArgMatches, CommandFactory, FromArgMatches, parser::ValueSource};
 use cratemill_service::config::{Nats, Process};
 use cratemill_store::{database::DatabaseUrl, objects::ObjectStore};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::{
+    ffi::OsString,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+};
 
 /// More would hardly have anything to do; who has more to do says so.
 const MAX_OWN_REACTORS: usize = 4;
@@ -19,6 +22,29 @@ fn command() -> clap::Command {
         .into_iter()
         .fold(Config::command(), |command, name| command.mut_arg(name, |arg| arg.required(false)))
         .mut_arg("listen", |arg| arg.required(false).default_value(LISTEN))
+}
+
+/// Where builds' logs are, by names that others use in their environments too.
+const OBJECT_STORE: [&str; 5] = ["s3_endpoint", "s3_bucket", "s3_region", "s3_access_key", "s3_secret_key"];
+
+/// What the arguments say. The environment of a Mastodon names an object store of its own, and it may name half of one.
+fn matches_of<T>(
+    command: &clap::Command,
+    arguments: impl IntoIterator<Item = T>,
+) -> Result<ArgMatches, clap::Error>
+where
+    T: Into<OsString> + Clone,
+{
+    let arguments: Vec<OsString> = arguments.into_iter().map(Into::into).collect();
+    let without = OBJECT_STORE
+        .into_iter()
+        .fold(command.clone(), |command, name| command.mut_arg(name, |arg| arg.env(None::<&str>)));
+    let matches = without.try_get_matches_from(&arguments)?;
+    let speaks_native = matches.subcommand().is_none()
+        && matches
+            .get_many::<DialectName>("dialects")
+            .is_some_and(|mut all| all.any(|one| *one == DialectName::Native));
+    if speaks_native { command.clone().try_get_matches_from(&arguments) } else { Ok(matches) }
 }
 
 /// For who tries it.
@@ -48,7 +74,7 @@ impl Invocation {
     {
         let token = command::Config::command();
         let command = command().subcommand(token).subcommand_negates_reqs(true);
-        let matches = command.try_get_matches_from(arguments)?;
+        let matches = matches_of(&command, arguments)?;
         match matches.subcommand() {
             Some((_, token)) => Ok(Self::Token(command::Config::from_arg_matches(token)?)),
             None => Ok(Self::Serve(Box::new(Config::parsed(&matches)?))),
@@ -184,7 +210,7 @@ impl Config {
     where
         T: Into<std::ffi::OsString> + Clone,
     {
-        Self::parsed(&command().try_get_matches_from(arguments)?)
+        Self::parsed(&matches_of(&command(), arguments)?)
     }
 
     fn parsed(matches: &ArgMatches) -> Result<Self, clap::Error> {

@@ -4,6 +4,7 @@ use super::{
     ORIGINAL_FILTERED, add, compared,
     farm::Farm,
     posts::{Publisher, update},
+    tally::{QUIET, Tally},
     viewers::Viewers,
 };
 use crate::statistics::{count, median};
@@ -19,67 +20,28 @@ const SLOWLY: u64 = 10;
 /// Statuses that have not reached everybody, as fast as it goes: what a server that keeps up may have before it.
 const WINDOW: u64 = 32;
 const ARRIVE: Duration = Duration::from_mins(2);
-/// Nothing comes any more.
-const QUIET: Duration = Duration::from_millis(500);
+
+struct Scene {
+    farm: Farm,
+    viewers: Viewers,
+    publisher: Publisher,
+    /// Of the last status.
+    number: u64,
+}
 
 pub(super) async fn measure(runs: usize, seconds: u64) -> Result<Value> {
     let farm = Farm::start(VIEWERS).await?;
     let viewers = Viewers::open(farm.address()?, VIEWERS, "public", |number| number + 1).await?;
-    let mut publisher = Publisher::connect(farm.redis()).await?;
-    let mut number = 0;
-    // Until most listen: a few do not want to see it.
-    let begin = async {
-        loop {
-            number += 1;
-            let before = viewers.messages()?;
-            publisher.publish(CHANNEL, &update(number)).await?;
-            sleep(QUIET).await;
-            if viewers.messages()? - before > VIEWERS as u64 / 2 {
-                return anyhow::Ok(());
-            }
-        }
-    };
-    timeout(ARRIVE, begin).await.context("the viewers do not listen")??;
+    let publisher = Publisher::connect(farm.redis()).await?;
+    let mut scene = Scene { farm, viewers, publisher, number: 0 };
+    timeout(ARRIVE, scene.begin()).await.context("the viewers do not listen")??;
     let (mut slowly, mut fast) = (Vec::new(), Vec::new());
     for run in 1..=runs {
-        let (before, cpu) = (viewers.messages()?, farm.cpu()?);
-        let mut every = interval(Duration::from_secs(1) / u32::try_from(SLOWLY)?);
-        every.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        for _ in 0..SLOWLY * seconds {
-            every.tick().await;
-            number += 1;
-            publisher.publish(CHANNEL, &update(number)).await?;
-        }
-        settle(&viewers).await?;
-        let (seen, cpu) = (viewers.messages()? - before, farm.cpu()? - cpu);
-        let per_cpu_s = count(usize::try_from(seen)?) / cpu.as_secs_f64();
-        let sent = SLOWLY * seconds;
-        println!("  {run}: {sent} statuses at {SLOWLY}/s: {seen} deliveries, {per_cpu_s:.0} per CPU-second");
+        let (per_cpu_s, shown) = scene.slowly(run, seconds).await?;
         slowly.push(per_cpu_s);
-        // What the others do not want to see never comes.
-        let shown = count(usize::try_from(seen)?) / count(usize::try_from(sent)?);
-
-        let (before, bytes, cpu, began) = (viewers.messages()?, viewers.bytes(), farm.cpu()?, Instant::now());
-        let first = number;
-        while began.elapsed() < Duration::from_secs(seconds) {
-            number += 1;
-            publisher.publish(CHANNEL, &update(number)).await?;
-            // About what they will have seen of all but the last few.
-            let due = count(usize::try_from((number - first).saturating_sub(WINDOW))?) * shown;
-            while count(usize::try_from(viewers.messages()? - before)?) < due {
-                sleep(Duration::from_millis(1)).await;
-            }
-        }
-        settle(&viewers).await?;
-        let (seen, cpu) = (viewers.messages()? - before, farm.cpu()? - cpu);
-        let per_cpu_s = count(usize::try_from(seen)?) / cpu.as_secs_f64();
-        println!(
-            "  {run}: {} statuses as fast as it goes: {seen} deliveries of {} bytes, {per_cpu_s:.0} per CPU-second",
-            number - first,
-            (viewers.bytes() - bytes) / seen.max(1)
-        );
-        fast.push(per_cpu_s);
+        fast.push(scene.fast(run, seconds, shown).await?);
     }
+    let Scene { farm, viewers, .. } = scene;
     drop(viewers);
     farm.stop().await?;
     let mut fields = json!({ "filtered_viewers": VIEWERS });
@@ -88,15 +50,59 @@ pub(super) async fn measure(runs: usize, seconds: u64) -> Result<Value> {
     Ok(fields)
 }
 
-/// Until nothing more comes.
-pub(super) async fn settle(viewers: &Viewers) -> Result<()> {
-    let mut last = viewers.messages()?;
-    loop {
-        sleep(QUIET).await;
-        let now = viewers.messages()?;
-        if now == last {
-            return Ok(());
+impl Scene {
+    async fn publish(&mut self) -> Result<()> {
+        self.number += 1;
+        self.publisher.publish(CHANNEL, &update(self.number)).await.map(drop)
+    }
+
+    /// Until most listen: a few do not want to see what comes first.
+    async fn begin(&mut self) -> Result<()> {
+        loop {
+            let before = self.viewers.messages()?;
+            self.publish().await?;
+            sleep(QUIET).await;
+            if self.viewers.messages()? - before > VIEWERS as u64 / 2 {
+                return Ok(());
+            }
         }
-        last = now;
+    }
+
+    /// Returns also how many viewers a status is shown to.
+    async fn slowly(&mut self, run: usize, seconds: u64) -> Result<(f64, f64)> {
+        let tally = Tally::begin(&self.farm, &self.viewers)?;
+        let mut every = interval(Duration::from_secs(1) / u32::try_from(SLOWLY)?);
+        every.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let sent = SLOWLY * seconds;
+        for _ in 0..sent {
+            every.tick().await;
+            self.publish().await?;
+        }
+        let seen = tally.end(&self.farm, &self.viewers).await?;
+        let (all, per_cpu_s) = (seen.count, seen.per_cpu_s);
+        println!("  {run}: {sent} statuses at {SLOWLY}/s: {all} deliveries, {per_cpu_s:.0} per CPU-second");
+        Ok((per_cpu_s, count(usize::try_from(all)?) / count(usize::try_from(sent)?)))
+    }
+
+    async fn fast(&mut self, run: usize, seconds: u64, shown: f64) -> Result<f64> {
+        let tally = Tally::begin(&self.farm, &self.viewers)?;
+        let (first, since) = (self.number, Instant::now());
+        while since.elapsed() < Duration::from_secs(seconds) {
+            self.publish().await?;
+            // About what they will have seen of all but the last few.
+            let due = count(usize::try_from((self.number - first).saturating_sub(WINDOW))?) * shown;
+            while count(usize::try_from(tally.so_far(&self.viewers)?)?) < due {
+                sleep(Duration::from_millis(1)).await;
+            }
+        }
+        let seen = tally.end(&self.farm, &self.viewers).await?;
+        println!(
+            "  {run}: {} statuses as fast as it goes: {} deliveries of {} bytes, {:.0} per CPU-second",
+            self.number - first,
+            seen.count,
+            seen.bytes,
+            seen.per_cpu_s
+        );
+        Ok(seen.per_cpu_s)
     }
 }

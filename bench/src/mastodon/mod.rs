@@ -12,6 +12,7 @@ mod farm;
 mod filtered;
 mod memory;
 mod posts;
+mod tally;
 mod user;
 mod viewers;
 

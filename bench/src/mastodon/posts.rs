@@ -3,7 +3,7 @@
 use super::farm::AUTHORS;
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
-use std::{net::SocketAddr, time::Duration};
+use std::{fmt::Write as _, net::SocketAddr, time::Duration};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -66,7 +66,7 @@ impl Publisher {
     pub(super) async fn command(&mut self, words: &[&str]) -> Result<String> {
         let mut command = format!("*{}\r\n", words.len());
         for word in words {
-            command.push_str(&format!("${}\r\n{word}\r\n", word.len()));
+            write!(command, "${}\r\n{word}\r\n", word.len())?;
         }
         self.0.write_all(command.as_bytes()).await?;
         let mut answer = Vec::new();

@@ -3,11 +3,11 @@
 use super::{
     ORIGINAL_UNFILTERED, add, compared,
     farm::Farm,
-    filtered::settle,
     posts::{Publisher, update},
+    tally::{Deliveries, QUIET, Tally, settle},
     viewers::Viewers,
 };
-use crate::statistics::{count, median};
+use crate::statistics::median;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -35,19 +35,18 @@ async fn one(listeners: usize, per_s: u64, runs: usize, seconds: u64) -> Result<
     let viewers = Viewers::open(farm.address()?, listeners, "user", |_| ACCOUNT).await?;
     let mut publisher = Publisher::connect(farm.redis()).await?;
     let channel = format!("timeline:{ACCOUNT}");
-    let begin = async {
+    let listen = async {
         while viewers.messages()? < listeners as u64 {
             publisher.publish(&channel, &update(0)).await?;
-            sleep(Duration::from_millis(500)).await;
+            sleep(QUIET).await;
         }
         anyhow::Ok(())
     };
-    timeout(LISTEN, begin).await.context("they do not listen")??;
+    timeout(LISTEN, listen).await.context("they do not listen")??;
     settle(&viewers).await?;
-    let mut all = Vec::new();
-    let mut number = 0;
+    let (mut all, mut number) = (Vec::new(), 0);
     for run in 1..=runs {
-        let (before, bytes, cpu, began) = (viewers.messages()?, viewers.bytes(), farm.cpu()?, Instant::now());
+        let (tally, began) = (Tally::begin(&farm, &viewers)?, Instant::now());
         let mut every = interval(Duration::from_secs(1) / u32::try_from(per_s)?);
         every.set_missed_tick_behavior(MissedTickBehavior::Burst);
         for _ in 0..per_s * seconds {
@@ -56,13 +55,10 @@ async fn one(listeners: usize, per_s: u64, runs: usize, seconds: u64) -> Result<
             publisher.publish(&channel, &update(number)).await?;
         }
         let took = began.elapsed();
-        settle(&viewers).await?;
-        let (seen, cpu) = (viewers.messages()? - before, farm.cpu()? - cpu);
-        ensure!(seen == per_s * seconds * listeners as u64, "{seen} deliveries: some are missing");
-        let per_cpu_s = count(usize::try_from(seen)?) / cpu.as_secs_f64();
+        let Deliveries { count, per_cpu_s, bytes } = tally.end(&farm, &viewers).await?;
+        ensure!(count == per_s * seconds * listeners as u64, "{count} deliveries: some are missing");
         println!(
-            "  {run}: {listeners} listeners, {per_s} events/s: {seen} deliveries of {} bytes in {took:.1?}, {per_cpu_s:.0} per CPU-second",
-            (viewers.bytes() - bytes) / seen
+            "  {run}: {listeners} listeners, {per_s} events/s: {count} deliveries of {bytes} bytes in {took:.1?}, {per_cpu_s:.0} per CPU-second"
         );
         all.push(per_cpu_s);
     }

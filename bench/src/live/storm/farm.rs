@@ -16,7 +16,7 @@ use std::{net::SocketAddrV4, time::Duration};
 
 pub(super) enum Farm {
     Ours(Box<Ours>),
-    Nchan { nodes: Vec<Nchan>, redis: Redis, _data_dir: DataDir },
+    Nchan { nodes: Vec<Nchan>, redis: Box<Redis>, _data_dir: DataDir },
 }
 
 impl Farm {
@@ -27,7 +27,7 @@ impl Farm {
         }
         programs::install_missing(&[programs::REDIS_SERVER], |text| println!("{text}"))?;
         let data_dir = DataDir::temporary()?;
-        let redis = Redis::start(&data_dir).await?;
+        let redis = Box::new(Redis::start(&data_dir).await?);
         let nodes = (0..nodes).map(|_| Nchan::prepare(Some(&redis.url()))).collect::<Result<_>>()?;
         Ok(Self::Nchan { nodes, redis, _data_dir: data_dir })
     }

@@ -50,6 +50,10 @@ impl Scene {
             ("PORT", &port.number().to_string()),
             ("DATABASE_URL", &self.database),
             ("REDIS_URL", &self.redis.url()),
+            // Of a Mastodon's, and nothing to us.
+            ("S3_BUCKET", "files"),
+            ("S3_ENDPOINT", "https://s3.example"),
+            ("REDIS_PASSWORD", ""),
             ("LOG_FORMAT", "text"),
             ("RUST_LOG", "info,cratemill_live=debug"),
         ] {
