@@ -9,7 +9,7 @@ use clap::{ArgMatches, CommandFactory, FromArgMatches, parser::ValueSource};
 use cratemill_service::config::{Nats, Process};
 use cratemill_store::{database::DatabaseUrl, objects::ObjectStore};
 use std::{
-    ffi::OsString,
+    ffi::{OsStr, OsString},
     net::{IpAddr, Ipv4Addr, SocketAddr},
 };
 
@@ -17,11 +17,25 @@ use std::{
 const MAX_OWN_REACTORS: usize = 4;
 
 /// What is required of every process has a default here, or is required only where logs are shown: see [`Config::checked`].
+/// What is empty in the environment is not said there.
 fn command() -> clap::Command {
-    ["s3_endpoint", "s3_bucket", "s3_access_key", "s3_secret_key", "nats_url"]
+    let command = ["s3_endpoint", "s3_bucket", "s3_access_key", "s3_secret_key", "nats_url"]
         .into_iter()
         .fold(Config::command(), |command, name| command.mut_arg(name, |arg| arg.required(false)))
-        .mut_arg("listen", |arg| arg.required(false).default_value(LISTEN))
+        .mut_arg("listen", |arg| arg.required(false).default_value(LISTEN));
+    let is_empty = |name: &OsStr| std::env::var_os(name).is_some_and(|value| value.is_empty());
+    let empty: Vec<clap::Id> = command
+        .get_arguments()
+        .filter(|arg| arg.get_env().is_some_and(is_empty))
+        .map(|arg| arg.get_id().clone())
+        .collect();
+    without_env(command, empty.iter().map(clap::Id::as_str))
+}
+
+fn without_env<'a>(command: clap::Command, names: impl IntoIterator<Item = &'a str>) -> clap::Command {
+    names
+        .into_iter()
+        .fold(command, |command, name| command.mut_arg(name, |arg| arg.env(None::<&'static str>)))
 }
 
 /// Where builds' logs are, by names that others use in their environments too.
@@ -36,10 +50,8 @@ where
     T: Into<OsString> + Clone,
 {
     let arguments: Vec<OsString> = arguments.into_iter().map(Into::into).collect();
-    let without = OBJECT_STORE
-        .into_iter()
-        .fold(command.clone(), |command, name| command.mut_arg(name, |arg| arg.env(None::<&str>)));
-    let matches = without.try_get_matches_from(&arguments)?;
+    let matches = without_env(command.clone(), OBJECT_STORE).try_get_matches_from(&arguments);
+    let Ok(matches) = matches else { return command.clone().try_get_matches_from(&arguments) };
     let speaks_native = matches.subcommand().is_none()
         && matches
             .get_many::<DialectName>("dialects")
@@ -224,7 +236,6 @@ impl Config {
     /// Where BIND and PORT say, and where Mastodon's server would if nothing else is spoken.
     fn listen_as_mastodon(&mut self) -> Result<(), clap::Error> {
         let Flags { bind, port, .. } = &self.mastodon_flags;
-        let port = port.and_then(|port| port.0);
         let is_said = bind.is_some() || port.is_some();
         if !self.speaks(DialectName::Mastodon) || (self.needs_the_bus() && !is_said) {
             return Ok(());

@@ -24,14 +24,6 @@ impl fmt::Debug for Hidden {
     }
 }
 
-/// A port, or nothing where the environment has nothing in its place.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Port(pub Option<u16>);
-
-fn parse_port(text: &str) -> Result<Port, std::num::ParseIntError> {
-    if text.is_empty() { Ok(Port(None)) } else { text.parse().map(|port| Port(Some(port))) }
-}
-
 impl FromStr for Hidden {
     type Err = std::convert::Infallible;
     fn from_str(text: &str) -> Result<Self, Self::Err> {
@@ -45,15 +37,15 @@ pub struct Flags {
     /// Address to serve on, if --listen does not say it: with PORT.
     #[arg(long, env = "BIND", value_name = "ADDRESS")]
     pub bind: Option<String>,
-    #[arg(long, env = "PORT", value_name = "PORT", value_parser = parse_port)]
-    pub port: Option<Port>,
+    #[arg(long, env = "PORT", value_name = "PORT")]
+    pub port: Option<u16>,
     /// Mastodon's database. Without it the one of DB_HOST and so on, or of DATABASE_URL if nothing else is spoken here.
     #[arg(long, env = "MASTODON_DATABASE_URL", value_name = "URL", hide_env_values = true)]
     pub mastodon_database_url: Option<Hidden>,
     #[arg(long, env = "DB_HOST", value_name = "HOST")]
     pub db_host: Option<String>,
-    #[arg(long, env = "DB_PORT", value_name = "PORT", value_parser = parse_port)]
-    pub db_port: Option<Port>,
+    #[arg(long, env = "DB_PORT", value_name = "PORT")]
+    pub db_port: Option<u16>,
     #[arg(long, env = "DB_USER", value_name = "NAME")]
     pub db_user: Option<String>,
     #[arg(long, env = "DB_PASS", value_name = "PASSWORD", hide_env_values = true)]
@@ -71,8 +63,8 @@ pub struct Flags {
     pub redis_url: Option<Hidden>,
     #[arg(long, env = "REDIS_HOST", value_name = "HOST")]
     pub redis_host: Option<String>,
-    #[arg(long, env = "REDIS_PORT", value_name = "PORT", value_parser = parse_port)]
-    pub redis_port: Option<Port>,
+    #[arg(long, env = "REDIS_PORT", value_name = "PORT")]
+    pub redis_port: Option<u16>,
     #[arg(long, env = "REDIS_DB", value_name = "NUMBER")]
     pub redis_db: Option<i64>,
     #[arg(long, env = "REDIS_USER", value_name = "NAME")]
@@ -110,38 +102,6 @@ pub struct Flags {
     pub max_connections_per_address: Option<u32>,
 }
 
-impl Flags {
-    /// What is empty in the environment is not said there.
-    fn without_empty(mut self) -> Self {
-        let texts = [
-            &mut self.db_host,
-            &mut self.db_user,
-            &mut self.db_name,
-            &mut self.db_sslmode,
-            &mut self.redis_host,
-            &mut self.redis_user,
-            &mut self.redis_namespace,
-            &mut self.redis_sentinel_master,
-            &mut self.redis_sentinel_username,
-        ];
-        for text in texts {
-            *text = text.take().filter(|text| !text.is_empty());
-        }
-        let hidden = [
-            &mut self.mastodon_database_url,
-            &mut self.db_pass,
-            &mut self.redis_url,
-            &mut self.redis_password,
-            &mut self.redis_sentinel_password,
-        ];
-        for text in hidden {
-            *text = text.take().filter(|text| !text.0.is_empty());
-        }
-        self.redis_sentinels.retain(|sentinel| !sentinel.trim().is_empty());
-        self
-    }
-}
-
 /// The same, checked.
 #[derive(Debug, Clone)]
 pub struct MastodonConfig {
@@ -153,8 +113,7 @@ pub struct MastodonConfig {
 impl MastodonConfig {
     /// `database_url` is DATABASE_URL, where that is not somebody else's.
     pub fn checked(flags: Flags, database_url: Option<&Hidden>) -> Result<Self, String> {
-        let flags = flags.without_empty();
-        let url = flags.mastodon_database_url.as_ref().or(database_url.filter(|url| !url.0.is_empty()));
+        let url = flags.mastodon_database_url.as_ref().or(database_url);
         let password = flags.db_pass.as_ref().map(|hidden| hidden.0.as_str());
         let database = match url {
             Some(Hidden(url)) => Database::of_url(url, password)?,
@@ -163,7 +122,7 @@ impl MastodonConfig {
             }
             None => Database::of_parts(&Parts {
                 host: flags.db_host.clone(),
-                port: flags.db_port.and_then(|port| port.0),
+                port: flags.db_port,
                 user: flags.db_user.clone(),
                 password: password.map(str::to_owned),
                 name: flags.db_name.clone(),
@@ -192,8 +151,7 @@ fn source(flags: &Flags) -> redis::RedisResult<Source> {
         url.as_str().into_connection_info()?
     } else {
         let host = flags.redis_host.clone().unwrap_or_else(|| "localhost".into());
-        let address =
-            ConnectionAddr::Tcp(host, flags.redis_port.and_then(|port| port.0).unwrap_or(REDIS_PORT));
+        let address = ConnectionAddr::Tcp(host, flags.redis_port.unwrap_or(REDIS_PORT));
         address.into_connection_info()?.set_redis_settings(settings(flags))
     };
     Ok(Source::Server(Box::new(Client::open(info)?)))

@@ -193,8 +193,9 @@ impl Redis {
         let all = self.named().await;
         self.subscribe(connections, &all).await?;
         self.state.set(true);
-        // Who was let in on a token that was taken back meanwhile has not heard of it.
+        // Of tokens that were taken back meanwhile, and of filters that are others now, nobody here has heard.
         self.tokens.check(&all);
+        self.viewers.nudge_all();
         tracing::info!(channels = all.len(), "Redis is there");
         drop(all);
         self.say_that_all_stand(standing);

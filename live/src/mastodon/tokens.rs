@@ -12,10 +12,14 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
+use tokio::time::sleep;
 
 /// Tokens of one statement.
 const AT_ONCE: usize = 1_000;
+/// A copy of the database that is behind may not have a token that another one had.
+const BETWEEN: Duration = Duration::from_secs(5);
 
 #[derive(Debug)]
 pub(super) struct Tokens {
@@ -42,20 +46,31 @@ impl Tokens {
         }
         let this = Arc::clone(self);
         tokio::spawn(async move {
-            if let Err(error) = this.look(&tokens).await {
+            if let Err(error) = this.look_twice(&tokens).await {
                 tracing::warn!(%error, "cannot see whether tokens are good still");
             }
             this.busy.store(false, Ordering::Release);
         });
     }
 
-    async fn look(&self, tokens: &[i64]) -> Result<(), mastodon::Error> {
-        for part in tokens.chunks(AT_ONCE) {
-            let good: HashSet<i64> = mastodon::good_tokens(&self.pool, part).await?.into_iter().collect();
-            for token in part.iter().filter(|token| !good.contains(token)) {
-                self.reactors.mail(Mail::Kill(Channel::AccessToken(TokenId(*token))));
-            }
+    async fn look_twice(&self, tokens: &[i64]) -> Result<(), mastodon::Error> {
+        let bad = self.bad(tokens).await?;
+        if bad.is_empty() {
+            return Ok(());
+        }
+        sleep(BETWEEN).await;
+        for token in self.bad(&bad).await? {
+            self.reactors.mail(Mail::Kill(Channel::AccessToken(TokenId(token))));
         }
         Ok(())
+    }
+
+    async fn bad(&self, tokens: &[i64]) -> Result<Vec<i64>, mastodon::Error> {
+        let mut bad = Vec::new();
+        for part in tokens.chunks(AT_ONCE) {
+            let good: HashSet<i64> = mastodon::good_tokens(&self.pool, part).await?.into_iter().collect();
+            bad.extend(part.iter().filter(|token| !good.contains(token)));
+        }
+        Ok(bad)
     }
 }

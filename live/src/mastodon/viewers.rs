@@ -119,33 +119,42 @@ impl Viewers {
         if let Some(viewer) = known.filter(|viewer| viewer.rules(Instant::now()).is_some()) {
             return Ok(viewer);
         }
-        let (mut missed, mut as_of) = (self.missed.load(Ordering::Acquire), Instant::now());
-        let mut read = mastodon::rules(&self.pool, &[account.0]).await?;
-        // Perhaps these: they may have been read before or after.
-        while missed != self.missed.load(Ordering::Acquire) {
-            (missed, as_of) = (self.missed.load(Ordering::Acquire), Instant::now());
-            read = mastodon::rules(&self.pool, &[account.0]).await?;
+        loop {
+            let (missed, as_of) = (self.missed.load(Ordering::Acquire), Instant::now());
+            let mut read = mastodon::rules(&self.pool, &[account.0]).await?;
+            let new = read.remove(&account.0).unwrap_or_default();
+            let mut all = self.lock();
+            // If its rules are too old, they are being read.
+            if let Some(viewer) = all.get(&account).and_then(Weak::upgrade) {
+                return Ok(viewer);
+            }
+            // Perhaps these were changed: they may have been read before or after.
+            if missed == self.missed.load(Ordering::Acquire) {
+                let viewer = Arc::new(Viewer::new(account, new, as_of));
+                all.insert(account, Arc::downgrade(&viewer));
+                return Ok(viewer);
+            }
         }
-        let new = read.remove(&account.0).unwrap_or_default();
-        let mut all = self.lock();
-        // If its rules are too old, they are being read.
-        if let Some(viewer) = all.get(&account).and_then(Weak::upgrade) {
-            return Ok(viewer);
-        }
-        let viewer = Arc::new(Viewer::new(account, new, as_of));
-        all.insert(account, Arc::downgrade(&viewer));
-        Ok(viewer)
     }
 
     /// The filters of this account are others now: what comes from now on is judged by those.
     pub(super) fn nudge(&self, account: AccountId) {
-        let Some(viewer) = self.lock().get(&account).and_then(Weak::upgrade) else {
+        let all = self.lock();
+        let Some(viewer) = all.get(&account).and_then(Weak::upgrade) else {
             self.missed.fetch_add(1, Ordering::AcqRel);
             return;
         };
         viewer.changes.fetch_add(1, Ordering::AcqRel);
+        drop(all);
         // Whoever takes them ends with the process.
         let _ = self.to_read.send(account);
+    }
+
+    /// What Mastodon said meanwhile was not heard.
+    pub(super) fn nudge_all(&self) {
+        for account in self.lock().keys() {
+            let _ = self.to_read.send(*account);
+        }
     }
 
     /// Whose rules are old; those who have gone are forgotten.

@@ -253,7 +253,10 @@ impl Reactor {
     /// Tells it why, if it still takes that.
     pub(super) fn drop_for(&mut self, id: SlotId, reason: DropReason) {
         let Some(slot) = self.table.get(id) else { return };
-        metrics::dropped(drop_reason(reason));
+        // One that does not take its last words either was counted before.
+        if !(slot.leaving && slot.dialect.is_listener()) {
+            metrics::dropped(drop_reason(reason));
+        }
         let (last, is_listener) = (slot.dialect.dropped(reason), slot.dialect.is_listener());
         // It is told once it has what it was in the middle of, if it ever takes that.
         if is_listener && slot.owing && !slot.leaving && self.owed.contains_key(&id) {

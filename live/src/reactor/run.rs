@@ -314,7 +314,9 @@ impl Reactor {
         let gone = EpollFlags::EPOLLERR | EpollFlags::EPOLLHUP | EpollFlags::EPOLLRDHUP;
         if flags.intersects(gone) {
             // The kernel may be the first to lose patience.
-            if flags.contains(EpollFlags::EPOLLERR) && self.table.get(id).is_some_and(|slot| slot.owing) {
+            if flags.contains(EpollFlags::EPOLLERR)
+                && self.table.get(id).is_some_and(|slot| slot.owing && !slot.leaving)
+            {
                 metrics::dropped(drop_reason(DropReason::Slow));
             }
             return self.close(id);

@@ -213,7 +213,9 @@ impl Reactor {
     fn hand(&mut self, id: SlotId, form: Form, bytes: &Bytes, count: u64, handing: &mut Handing) {
         let Some(slot) = self.table.get(id).filter(|slot| !slot.leaving && !bytes.is_empty()) else { return };
         if slot.owing {
-            if !self.wait_behind(id, bytes) {
+            if self.wait_behind(id, bytes) {
+                handing.messages[usize::from(form == Form::Socket)] += count;
+            } else {
                 handing.gone.push((id, Some(DropReason::Slow)));
             }
             return;
