@@ -5,6 +5,8 @@ use anyhow::{Context, Result};
 use cratemill_stack::{process::Command, programs};
 use std::time::Duration;
 
+/// Of what a Mastodon has it needs Redis too.
+const MASTODON: &str = "mastodon";
 /// A bench bounds its own waits; this is for one that does not.
 const BENCH_TIMEOUT: Duration = Duration::from_hours(2);
 
@@ -23,6 +25,9 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
     command = command.args(["run", "--quiet", "--locked", "--release", "--package", "cratemill-bench", "--"]);
     if let Some(name) = arguments.name {
         programs::install_missing(programs::BASE, say::line)?;
+        if name == MASTODON {
+            programs::install_missing(&[programs::REDIS_SERVER], say::line)?;
+        }
         let bin_dir = binaries::build(true).await?;
         command = command.env("CRATEMILL_BIN_DIR", bin_dir).args([name]).args(arguments.more);
     } else {
