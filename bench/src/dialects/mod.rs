@@ -78,7 +78,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
 }
 
 /// The fields of one part beside those of the others.
-fn add(result: &mut Value, part: Value) {
+pub(crate) fn add(result: &mut Value, part: Value) {
     if let (Value::Object(all), Value::Object(part)) = (result, part) {
         all.extend(part);
     }

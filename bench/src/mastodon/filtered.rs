@@ -1,13 +1,16 @@
 //! Viewers of the public stream, each of whom has blocked, muted and filtered something else.
 
 use super::{
-    ORIGINAL_FILTERED, add, compared,
+    ORIGINAL_FILTERED, compared,
     farm::Farm,
     posts::{Publisher, update},
     tally::{QUIET, Tally},
     viewers::Viewers,
 };
-use crate::statistics::{count, median};
+use crate::{
+    dialects::add,
+    statistics::{count, median},
+};
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use std::time::Duration;

@@ -16,7 +16,7 @@ mod tally;
 mod user;
 mod viewers;
 
-use crate::{live::files, statistics::hundredths};
+use crate::{dialects::add, live::files, statistics::hundredths};
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
@@ -72,13 +72,6 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
     }
     println!("{result}");
     Ok(())
-}
-
-/// The fields of one part beside those of the others.
-fn add(result: &mut Value, part: Value) {
-    if let (Value::Object(all), Value::Object(part)) = (result, part) {
-        all.extend(part);
-    }
 }
 
 /// A number, and how many times the original's it is.

@@ -1,13 +1,13 @@
 //! Listeners to a user's own stream: nothing is filtered, and all get the same.
 
 use super::{
-    ORIGINAL_UNFILTERED, add, compared,
+    ORIGINAL_UNFILTERED, compared,
     farm::Farm,
     posts::{Publisher, update},
     tally::{Deliveries, QUIET, Tally, settle},
     viewers::Viewers,
 };
-use crate::statistics::median;
+use crate::{dialects::add, statistics::median};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use std::time::Duration;

@@ -308,3 +308,44 @@ fn filter(filter: &mastodon::Filter) -> Filter {
     let expires_at_ms = expires_at.and_then(|at| i64::try_from(at.unix_timestamp_nanos() / 1_000_000).ok());
     Filter::new(&description, expires_at_ms, filter.keywords.iter().map(|(word, whole)| (&**word, *whole)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rules_are_used_for_a_minute_and_not_once_filters_are_others() {
+        let read = Instant::now();
+        let viewer = Viewer::new(AccountId(1), mastodon::Rules::default(), read);
+        let second = Duration::from_secs(1);
+        assert!(viewer.rules(read + 59 * second).is_some());
+        assert!(viewer.rules(read + 60 * second).is_none());
+        viewer.changes.fetch_add(1, Ordering::AcqRel);
+        assert!(viewer.rules(read).is_none());
+        viewer.set(mastodon::Rules::default(), read, 0);
+        assert!(viewer.rules(read).is_none(), "what was read before the change");
+        viewer.set(mastodon::Rules::default(), read + 30 * second, 1);
+        assert!(viewer.rules(read + 89 * second).is_some());
+    }
+
+    /// All that are read together with it fail.
+    #[test]
+    fn one_account_that_cannot_be_read_keeps_no_other_from_being_read() {
+        let (mut due, mut left) = (Due::default(), HashSet::new());
+        due.add((0..1_000).map(AccountId));
+        left.extend((0..1_000).map(AccountId));
+        let bad = AccountId(7);
+        for _ in 0..100 {
+            let Some(part) = due.next() else { break };
+            let read = if part.contains(&bad) { Err(Error::Silent) } else { Ok(()) };
+            if read.is_ok() {
+                for account in &part {
+                    assert!(left.remove(account));
+                }
+            }
+            due.came_of(part, read);
+        }
+        assert_eq!(left, HashSet::from([bad]));
+        assert_eq!(due.next(), Some(vec![bad]));
+    }
+}
