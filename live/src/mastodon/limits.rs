@@ -74,11 +74,11 @@ impl Limits {
 
 fn one_more<K: Hash + Eq>(counts: &Mutex<HashMap<K, u32>>, key: K, most: u32) -> Result<(), Error> {
     let mut counts = counts.lock().unwrap_or_else(PoisonError::into_inner);
-    let count = counts.entry(key).or_default();
-    if *count >= most {
+    let count = counts.get(&key).copied().unwrap_or(0);
+    if count >= most {
         return Err(Error::TooManyConnections);
     }
-    *count += 1;
+    counts.insert(key, count + 1);
     Ok(())
 }
 

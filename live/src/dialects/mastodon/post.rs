@@ -25,6 +25,9 @@ pub struct Post {
     encoded: Mutex<SmallVec<[(Kind, Bytes); 2]>>,
 }
 
+/// Frames that are kept: nobody sees a stream's name in more spellings.
+const MAX_ENCODED: usize = 8;
+
 /// Which of its frames: of a stream over WebSocket, or the event.
 type Kind = Option<Label>;
 
@@ -121,7 +124,10 @@ impl Post {
             return bytes.clone();
         }
         let bytes = self.encode(form, label, self.status.as_ref().map(|_| "[]"));
-        encoded.push((kind, bytes.clone()));
+        // Of a tag anybody may make up spellings; those beyond are encoded for each who has them.
+        if encoded.len() < MAX_ENCODED {
+            encoded.push((kind, bytes.clone()));
+        }
         bytes
     }
 
@@ -283,6 +289,9 @@ mod tests {
         assert_eq!((status.author, status.domain.as_deref()), (AccountId(1), Some("b.example")));
         assert_eq!(status.mentions[..], [AccountId(2), AccountId(3)]);
         assert!(!status.is_local && status.language.is_none() && !status.is_filtered);
+        let shown = good.replace("b.example", "bücher.example");
+        let post = parse(&message(&shown), true).unwrap();
+        assert_eq!(post.status().unwrap().domain.as_deref(), Some("xn--bcher-kva.example"));
         for bad in [r#"{"id":"9"}"#, r#"{"account":{"id":"x","username":"a","acct":"a"}}"#, "[]", r#""text""#]
         {
             assert_eq!(parse(&message(bad), true).unwrap_err(), Error::NoStatus, "{bad}");

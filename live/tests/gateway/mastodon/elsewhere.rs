@@ -10,7 +10,7 @@ use crate::{
     viewer::Viewer,
 };
 use cratemill_stack::redis::Redis;
-use sqlx::PgPool;
+use sqlx::{ConnectOptions as _, PgPool};
 use tokio::time::timeout;
 
 /// The server dies, and the sentinel makes another one of its replica.
@@ -68,7 +68,24 @@ async fn sentinels_say_where_redis_is(pool: PgPool) {
 #[sqlx::test(migrations = false)]
 async fn a_namespace_stands_before_all_names(pool: PgPool) {
     let scene = Scene::start(&pool).await;
-    let node = scene.node_with(&[("REDIS_NAMESPACE", "ns")]).await;
+    // One by one, as most name them.
+    let options = pool.connect_options();
+    let password = options.to_url_lossy().password().unwrap_or_default().to_owned();
+    let node = scene
+        .node_with(&[
+            ("REDIS_NAMESPACE", "ns"),
+            ("DATABASE_URL", ""),
+            ("DB_HOST", options.get_host()),
+            ("DB_PORT", &options.get_port().to_string()),
+            ("DB_USER", options.get_username()),
+            ("DB_PASS", &password),
+            ("DB_NAME", options.get_database().unwrap()),
+            ("REDIS_URL", ""),
+            ("REDIS_HOST", "127.0.0.1"),
+            ("REDIS_PORT", &scene.redis.address().port().to_string()),
+            ("REDIS_DB", ""),
+        ])
+        .await;
     let mut events = Events::open(&node, "user", 1, "").await;
     let mut publisher = scene.publisher().await;
     publisher.is_announced("ns:subscribed:timeline:1").await;

@@ -52,6 +52,8 @@ async fn redis_is_away_for_half_a_minute_and_nobody_is_let_go(pool: PgPool) {
     user.subscribe("user").await;
     public.subscribe("public").await;
     let mut events = Events::open(&node, "user", 1, "").await;
+    let mut revoked = Socket::open(&node, 4).await;
+    revoked.subscribe("user").await;
     let mut publisher = scene.publisher().await;
     for channel in ["timeline:1", "timeline:public"] {
         publisher.is_subscribed(channel, 1).await;
@@ -66,6 +68,9 @@ async fn redis_is_away_for_half_a_minute_and_nobody_is_let_go(pool: PgPool) {
         let (stop, crowd) = crowd(&node, 3);
         // What is asked for meanwhile is there when Redis is.
         user.subscribe("user:notification").await;
+        // What says so is published to nobody.
+        let sql = "UPDATE oauth_access_tokens SET revoked_at = now() WHERE id = 4 AND $1 = 2";
+        sqlx::query(sql).bind(i64::try_from(round).unwrap()).execute(&pool).await.unwrap();
         while since.elapsed() < away {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
@@ -85,6 +90,7 @@ async fn redis_is_away_for_half_a_minute_and_nobody_is_let_go(pool: PgPool) {
         assert!(refused > 0 || away.is_zero(), "nobody was turned away");
         Events::open(&node, "public", 3, "").await;
     }
+    assert!(revoked.next().await.is_none(), "a token that was taken back meanwhile goes on");
 }
 
 #[tokio::test(flavor = "multi_thread")]
