@@ -21,6 +21,8 @@ fn program() -> Command {
     for name in ["SERVER", "KEY_FILE", "WORK_DIR", "TARGETS", "SSH_AUTH_SOCK"] {
         command.env_remove(name);
     }
+    // What else fills the disk while the tests run is none of their business.
+    command.env("MIN_FREE_DISK_MIB", "0");
     command
 }
 

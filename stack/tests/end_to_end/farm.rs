@@ -1,6 +1,6 @@
 //! More real builders of a cluster, each started and ended by a test.
 
-use super::scene::Scene;
+use super::scene::{NO_RESERVE, Scene};
 use cratemill_stack::{
     builders::{self, Key},
     cluster::Cluster,
@@ -22,6 +22,7 @@ pub(super) async fn builder_at(scene: &Scene, number: usize, server: &str) -> Se
         .unwrap()
         .env("SERVER", server)
         .env("KEY_FILE", &key.path)
+        .env("MIN_FREE_DISK_MIB", NO_RESERVE)
         .args(["--work-dir"])
         .args([cluster.data_dir().join(format!("builder-{number}"))]);
     service.spawn().await.unwrap();
