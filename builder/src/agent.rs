@@ -88,6 +88,8 @@ pub struct Agent {
     backoff: Backoff,
     /// Of the last login.
     lease: Option<Duration>,
+    /// On the disk, for one more job.
+    has_room: bool,
     drain: Duration,
     drain_deadline: Option<Instant>,
 }
@@ -109,6 +111,7 @@ impl Agent {
             link: Link::Waiting(Instant::now()),
             backoff: Backoff::new(FIRST_RETRY, MOST_RETRY),
             lease: None,
+            has_room: true,
             drain,
             drain_deadline: None,
         }
@@ -163,7 +166,8 @@ impl Agent {
             }
             LinkEvent::Dialled(Ok(connection)) => {
                 self.link = Link::Up { connection, since: Instant::now() };
-                self.feed(Input::Connected).await
+                let room = self.look_for_room();
+                self.feed_all([room, Input::Connected]).await
             }
             LinkEvent::Dialled(Err(error)) => {
                 self.redial(&format!("cannot connect: {error}"), Duration::ZERO);
@@ -223,13 +227,20 @@ impl Agent {
 
     /// Gives the session an input and does what it wants; the result, if that is the end.
     async fn feed(&mut self, input: Input) -> Option<Result<(), Error>> {
-        let mut inputs = VecDeque::from([input]);
+        self.feed_all([input]).await
+    }
+
+    async fn feed_all<const N: usize>(&mut self, inputs: [Input; N]) -> Option<Result<(), Error>> {
+        let mut inputs = VecDeque::from(inputs);
         while let Some(input) = inputs.pop_front() {
             // All effects, even when writing fails midway: the session counts on them.
             for effect in self.session.handle(input, Instant::now()) {
                 match effect {
                     Effect::Send(message) => inputs.extend(self.write(&message).await),
-                    Effect::Heartbeat(running) => inputs.extend(self.heartbeat(running).await),
+                    Effect::Heartbeat(running) => {
+                        inputs.push_back(self.look_for_room());
+                        inputs.extend(self.heartbeat(running).await);
+                    }
                     Effect::Sign(challenge) => match self.sign(&challenge).await {
                         Ok(input) => inputs.push_back(input),
                         Err(error) => return Some(Err(error)),
@@ -267,6 +278,28 @@ impl Agent {
         let error = connection.send(message).await.err()?;
         self.redial(&format!("the connection is lost: {error}"), Duration::ZERO);
         Some(Input::Disconnected)
+    }
+
+    /// Says in the log when it changes.
+    fn look_for_room(&mut self) -> Input {
+        let reserve_bytes = self.context.sandbox.reserve_bytes;
+        let has_room = load::has_room(self.context.work.root(), reserve_bytes);
+        if has_room != self.has_room {
+            self.has_room = has_room;
+            let reserve_mib = reserve_bytes / (1 << 20);
+            if has_room {
+                tracing::info!(reserve_mib, "The disk has room again: jobs are taken");
+            } else {
+                tracing::warn!(
+                    reserve_mib,
+                    "The disk is almost full: no new job until twice the reserve is free"
+                );
+            }
+        }
+        if !has_room {
+            self.context.work.make_room();
+        }
+        Input::Room(has_room)
     }
 
     async fn heartbeat(&mut self, running: Vec<JobRef>) -> Option<Input> {

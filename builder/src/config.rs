@@ -47,7 +47,8 @@ pub struct Args {
     /// The Rust toolchain's folder (with bin/cargo). Default: that of the `rustc` on PATH.
     #[arg(long, env = "TOOLCHAIN", value_name = "DIR")]
     pub toolchain: Option<PathBuf>,
-    /// Disk space in MiB that jobs leave free: below it, running jobs are killed.
+    /// Disk space in MiB that jobs leave free: below it, running jobs are killed, and below twice as much no new one is
+    /// taken.
     #[arg(long, env = "MIN_FREE_DISK_MIB", default_value_t = 1_024)]
     pub min_free_disk_mib: u64,
     #[command(flatten)]

@@ -1,6 +1,7 @@
 //! How much a job has written to disk.
 
 use super::Breach;
+use crate::load::free_disk;
 use std::{
     collections::HashSet,
     fs, io,
@@ -41,13 +42,8 @@ impl Watched {
             return Some(Breach::Cache);
         }
         // Files that have no name any more take room that no walk finds.
-        free_bytes(&self.disk).is_some_and(|free| free < self.reserve_bytes).then_some(Breach::Disk)
+        free_disk(&self.disk).is_some_and(|free| free < self.reserve_bytes).then_some(Breach::Disk)
     }
-}
-
-fn free_bytes(disk: &Path) -> Option<u64> {
-    let stat = nix::sys::statvfs::statvfs(disk).ok()?;
-    Some(stat.blocks_available().saturating_mul(stat.fragment_size()))
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -128,6 +128,8 @@ impl Session {
     fn can_take(&self, job: &Job) -> Result<(), String> {
         if self.is_draining() {
             Err("the builder is about to stop".into())
+        } else if !self.has_room {
+            Err("the builder's disk is almost full".into())
         } else if self.free_slots() == 0 {
             Err("no free slot".into())
         } else if !job.kind.is_supported() {

@@ -74,6 +74,8 @@ pub enum Input {
     Event(JobRef, Event),
     /// A running attempt's task ended.
     Finished(JobRef, Box<Finished>),
+    /// Whether the disk has room for one more job.
+    Room(bool),
     /// The owner wants the program to end when the running attempts have.
     Drain,
     /// [`Session::deadline`] has come.
@@ -149,11 +151,19 @@ pub struct Session {
     /// Whose event went out last: the next one is its neighbour's.
     turn: Option<Key>,
     draining: bool,
+    has_room: bool,
 }
 
 impl Session {
     pub fn new(settings: Settings) -> Self {
-        Self { settings, phase: Phase::Offline, attempts: BTreeMap::new(), turn: None, draining: false }
+        Self {
+            settings,
+            phase: Phase::Offline,
+            attempts: BTreeMap::new(),
+            turn: None,
+            draining: false,
+            has_room: true,
+        }
     }
 
     pub fn is_ready(&self) -> bool {
@@ -199,6 +209,7 @@ impl Session {
                 }
             }
             Input::Finished(job, finished) => self.finish(job, *finished),
+            Input::Room(has_room) => self.has_room = has_room,
             Input::Drain => self.draining = true,
             Input::Tick => self.tick(now, &mut effects),
         }
@@ -310,7 +321,7 @@ impl Session {
     }
 
     fn ask_for_jobs(&mut self, effects: &mut Vec<Effect>) {
-        let slots = if self.is_draining() { 0 } else { self.free_slots() };
+        let slots = if self.is_draining() || !self.has_room { 0 } else { self.free_slots() };
         let Phase::Ready(ready) = &mut self.phase else { return };
         if ready.slots != Some(slots) {
             ready.slots = Some(slots);

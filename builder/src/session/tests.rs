@@ -308,6 +308,20 @@ fn draining_finishes_and_says_goodbye() {
 }
 
 #[test]
+fn a_disk_without_room_asks_for_nothing_until_there_is() {
+    let (mut session, now) = running();
+    assert_eq!(sent(session.handle(Input::Room(false), now)), [ClientMessage::JobRequest { slots: 0 }]);
+    let late = sent(receive(&mut session, ServerMessage::Jobs { jobs: vec![job(8, 1)] }, now));
+    let [ClientMessage::JobRejected { why, .. }, ClientMessage::JobRequest { slots: 0 }] = &late[..] else {
+        panic!("{late:?}");
+    };
+    assert_eq!(why, "the builder's disk is almost full");
+    assert_eq!(sent(session.handle(Input::Room(false), now)), [], "once");
+    assert_eq!(session.attempts().count(), 1, "what runs goes on");
+    assert_eq!(sent(session.handle(Input::Room(true), now)), [ClientMessage::JobRequest { slots: 1 }]);
+}
+
+#[test]
 fn an_operator_that_drains_us_gets_no_request_and_our_end() {
     let (mut session, now) = ready(1);
     let effects = receive(&mut session, ServerMessage::Drain, now);

@@ -84,11 +84,24 @@ impl Caches {
         }
         if current.cache.full.load(Ordering::Relaxed) {
             tracing::info!(cache = %current.cache.path.display(), "The download cache is large: jobs get a new one");
-            let next = Cache::make(&self.folder, current.cache.number + 1)?;
-            let old = std::mem::replace(&mut current.cache, next);
-            drop(release(old));
+            drop(self.replace(&mut current)?);
         }
         Ok(Arc::clone(&current.cache))
+    }
+
+    /// Its room is wanted: what is in it goes, as soon as no job uses it. Nothing happens while somebody is at it.
+    pub(super) fn give_up(&self) -> io::Result<Option<JoinHandle<()>>> {
+        let Ok(mut current) = self.current.try_lock() else { return Ok(None) };
+        if fs::read_dir(&current.cache.path)?.next().is_none() {
+            return Ok(None);
+        }
+        tracing::info!(cache = %current.cache.path.display(), "The download cache makes room");
+        self.replace(&mut current)
+    }
+
+    fn replace(&self, current: &mut Current) -> io::Result<Option<JoinHandle<()>>> {
+        let next = Cache::make(&self.folder, current.cache.number + 1)?;
+        Ok(release(std::mem::replace(&mut current.cache, next)))
     }
 
     async fn is_large(&self, current: &mut Current) -> bool {
@@ -119,6 +132,27 @@ fn remove_logged(path: &Path) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_cache_makes_room_once_its_jobs_have_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        let caches = Caches::open(dir.path().to_owned(), u64::MAX).unwrap();
+        assert!(caches.give_up().unwrap().is_none(), "there is nothing in it");
+        let job = caches.get().await.unwrap();
+        fs::write(job.path().join("download"), "x").unwrap();
+        assert!(caches.give_up().unwrap().is_none(), "a job uses it");
+        assert!(job.path().join("download").exists());
+        let next = caches.get().await.unwrap();
+        assert_ne!(next.path(), job.path());
+        let old = job.path().to_owned();
+        release(job).expect("it was the last").await.unwrap();
+        assert!(!old.exists());
+        fs::write(next.path().join("download"), "x").unwrap();
+        let old = next.path().to_owned();
+        assert!(release(next).is_none(), "it is the current one");
+        caches.give_up().unwrap().expect("nobody uses it").await.unwrap();
+        assert!(!old.exists());
+    }
 
     #[tokio::test]
     async fn a_large_cache_is_replaced_while_jobs_use_it() {

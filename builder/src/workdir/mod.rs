@@ -61,6 +61,13 @@ impl WorkDir {
         format!("cratemill-{}-", self.instance)
     }
 
+    /// Removes what comes back by itself, as soon as no attempt uses it; nobody needs to wait for that.
+    pub fn make_room(&self) {
+        if let Err(error) = self.caches.give_up() {
+            tracing::warn!(%error, "The download cache stays");
+        }
+    }
+
     /// A new, empty folder for an attempt.
     pub async fn job(&self, job: JobRef) -> io::Result<JobDir> {
         let root = self.root.join("jobs").join(format!("{}-{}", job.job, job.attempt));

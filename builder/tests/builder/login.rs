@@ -1,7 +1,7 @@
 //! Keys, challenges, refusals, and the end of the program.
 
 use crate::peer::Peer;
-use cratemill_builder::{agent::Signal, identity};
+use cratemill_builder::{agent::Signal, config::Config, identity};
 use cratemill_protocol::builder::{ClientMessage, CloseReason, ServerMessage};
 use ssh_key::{LineEnding, PrivateKey, rand_core::OsRng};
 use std::{
@@ -29,6 +29,18 @@ async fn logs_in_asks_for_its_slots_beats_and_drains() {
         }
     }
     builder.ended().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_full_disk_takes_no_job() {
+    let mut peer = Peer::start().await;
+    let builder = Peer::dial(Config { reserve_bytes: u64::MAX, ..peer.config() });
+    let mut line = peer.accept().await;
+    assert_eq!(line.log_in_beating(1, vec![]).await.slots, 2, "which is what it has, not what it asks for");
+    assert_eq!(line.receive().await, ClientMessage::JobRequest { slots: 0 });
+    assert!(matches!(line.receive().await, ClientMessage::Heartbeat(_)), "asked for once");
+    assert!(matches!(line.receive().await, ClientMessage::Heartbeat(_)), "and no more");
+    builder.signals.send(Signal::Abort).await.unwrap();
 }
 
 #[tokio::test]
