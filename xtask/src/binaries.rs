@@ -20,9 +20,6 @@ pub(crate) fn cargo() -> PathBuf {
 
 /// Builds every service, unless CRATEMILL_BIN_DIR says where they are already; tells the folder they are in.
 pub(crate) async fn build(release: bool) -> Result<PathBuf> {
-    if let Some(folder) = std::env::var_os("CRATEMILL_BIN_DIR") {
-        return Ok(folder.into());
-    }
     let mut command = Command::foreground("cargo build", cargo());
     command = command.args(["build", "--quiet", "--locked", "--bins"]);
     for role in Role::ALL {
@@ -30,6 +27,19 @@ pub(crate) async fn build(release: bool) -> Result<PathBuf> {
     }
     if release {
         command = command.args(["--release"]);
+    }
+    built_by(&command, release).await
+}
+
+/// The same with all tests: what they and the services are made of has the same features then, and is compiled once.
+pub(crate) async fn build_with_tests() -> Result<PathBuf> {
+    let command = Command::foreground("cargo test", cargo());
+    built_by(&command.args(["test", "--quiet", "--locked", "--no-run"]), false).await
+}
+
+async fn built_by(command: &Command, release: bool) -> Result<PathBuf> {
+    if let Some(folder) = std::env::var_os("CRATEMILL_BIN_DIR") {
+        return Ok(folder.into());
     }
     say::line("building Cratemill (a few minutes the first time)");
     let started = Instant::now();

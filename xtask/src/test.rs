@@ -2,14 +2,16 @@
 
 use crate::{binaries, dev, say};
 use anyhow::{Context, Result, bail};
-use cratemill_stack::{data_dir::DataDir, postgres::Postgres, process::Command, programs, secrets::Secrets};
+use cratemill_stack::{
+    Role, data_dir::DataDir, postgres::Postgres, process::Command, programs, secrets::Secrets,
+};
 use std::time::{Duration, Instant};
 
 /// One step, on a cold and slow machine.
 const STEP_TIMEOUT: Duration = Duration::from_hours(2);
-/// No test runs the benches, which are no default member: that they compile is all that keeps them good.
-const CLIPPY: [(&str, &[&str]); 2] =
-    [("clippy", &[]), ("clippy of the benches", &["--package", "cratemill-bench"])];
+/// With the benches, which are no default member: no test runs them, and that they compile is all that keeps them good.
+const CLIPPY: &[&str] =
+    &["clippy", "--quiet", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"];
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
@@ -24,13 +26,13 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
     programs::install_missing(&[programs::REDIS_SERVER, programs::NGINX, programs::IP], say::line)?;
     ensure_tools().await?;
     step("formatting", &["fmt", "--all", "--check"], "run `cargo fmt --all`").await?;
-    for (name, packages) in CLIPPY {
-        let mut clippy = vec!["clippy", "--quiet", "--locked", "--all-targets"];
-        clippy.extend_from_slice(packages);
-        clippy.extend(["--", "-D", "warnings"]);
-        step(name, &clippy, "mend what clippy names above").await?;
-    }
-    let bin_dir = binaries::build(false).await?;
+    step("clippy", CLIPPY, "mend what clippy names above").await?;
+    // With tests they are built with features that tests bring along.
+    let programs = Role::ALL.map(Role::program);
+    let packages = programs.iter().flat_map(|program| ["--package", program.as_str()]);
+    let check: Vec<&str> = ["check", "--quiet", "--locked", "--bins"].into_iter().chain(packages).collect();
+    step("what is shipped", &check, "a service lacks what only tests have").await?;
+    let bin_dir = binaries::build_with_tests().await?;
 
     // One server for all database tests: each test has a database of its own in it.
     let data_dir = DataDir::temporary()?;
@@ -38,10 +40,21 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
     say::line("tests");
     let tests = Command::foreground("cargo nextest run", binaries::cargo())
         .args(["nextest", "run", "--locked"])
+        .args(at_once(&arguments.nextest))
         .args(arguments.nextest)
         .env("DATABASE_URL", postgres.url())
         .env("CRATEMILL_BIN_DIR", bin_dir);
     finish(&tests, "the tests that failed stand above; `cargo xtask test -- NAME` runs one").await
+}
+
+/// More than there are cores, unless somebody says how many: each test waits for half of its time, for servers, deadlines
+/// and outages.
+fn at_once(said: &[String]) -> Option<String> {
+    let says = |argument: &String| {
+        argument.starts_with("-j") || argument.starts_with("--test-threads") || argument == "--no-capture"
+    };
+    let cores = std::thread::available_parallelism().map_or(2, usize::from);
+    (!said.iter().any(says)).then(|| format!("--test-threads={}", cores + cores.div_ceil(2)))
 }
 
 async fn step(name: &str, arguments: &[&str], help: &str) -> Result<()> {
