@@ -254,7 +254,7 @@ impl Reactor {
     pub(super) fn drop_for(&mut self, id: SlotId, reason: DropReason) {
         let Some(slot) = self.table.get(id) else { return };
         // One that does not take its last words either was counted before.
-        if !(slot.leaving && slot.dialect.is_listener()) {
+        if !slot.leaving {
             metrics::dropped(drop_reason(reason));
         }
         let (last, is_listener) = (slot.dialect.dropped(reason), slot.dialect.is_listener());
@@ -274,16 +274,15 @@ impl Reactor {
     pub(super) fn farewell(&mut self, id: SlotId) {
         self.go_on(id);
         let Some(slot) = self.table.get(id) else { return };
-        slot.leaving = true;
+        if !std::mem::replace(&mut slot.leaving, true) {
+            metrics::dropped("draining");
+        }
         if slot.owing {
             return;
         }
         let draining = slot.dialect.draining();
         let extra = self.talks.get_mut(&self.table, id).and_then(|talk| talk.extra.as_mut());
-        let last = extra.and_then(|extra| extra.last_words.take()).unwrap_or_else(|| {
-            metrics::dropped("draining");
-            draining
-        });
+        let last = extra.and_then(|extra| extra.last_words.take()).unwrap_or(draining);
         self.goodbye(id, &last);
     }
 
