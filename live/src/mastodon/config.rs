@@ -144,7 +144,7 @@ impl MastodonConfig {
 }
 
 fn source(flags: &Flags) -> redis::RedisResult<Source> {
-    if !flags.redis_sentinels.is_empty() {
+    if flags.redis_sentinels.iter().any(|text| !text.trim().is_empty()) {
         return sentinels(flags, flags.redis_sentinel_master.as_deref().unwrap_or(SENTINEL_MASTER));
     }
     let info = if let Some(Hidden(url)) = &flags.redis_url {
@@ -175,7 +175,8 @@ fn sentinels(flags: &Flags, master: &str) -> redis::RedisResult<Source> {
         let (host, port) = parts.unwrap_or((text, flags.redis_sentinel_port));
         ConnectionAddr::Tcp(host.to_owned(), port)
     };
-    let addresses: Vec<ConnectionAddr> = flags.redis_sentinels.iter().map(address).collect();
+    let named = flags.redis_sentinels.iter().filter(|text| !text.trim().is_empty());
+    let addresses: Vec<ConnectionAddr> = named.map(address).collect();
     let kind = SentinelServerType::Master;
     let mut builder = SentinelClientBuilder::new(addresses, master, kind)?
         .set_client_to_redis_db(flags.redis_db.unwrap_or(0));

@@ -3,8 +3,8 @@
 use super::{Mastodon, events, refusal, sockets};
 use crate::{dialects::mastodon::request::Error, problem::Problem, ws};
 use axum::{
-    extract::{Extension, Query, State},
-    http::{HeaderMap, Method, Uri, Version},
+    extract::{Query, State},
+    http::{HeaderMap, Method, Uri, request::Parts},
     response::{IntoResponse as _, Response},
 };
 use cratemill_service::http::PeerAddr;
@@ -22,15 +22,8 @@ pub(super) struct Asking {
     pub(super) peer: Option<IpAddr>,
 }
 
-pub(super) async fn enter(
-    State(mastodon): State<Arc<Mastodon>>,
-    peer: Option<Extension<PeerAddr>>,
-    method: Method,
-    version: Version,
-    uri: Uri,
-    headers: HeaderMap,
-) -> Response {
-    let peer = peer.map(|Extension(PeerAddr(peer))| peer.ip());
+pub(super) async fn enter(State(mastodon): State<Arc<Mastodon>>, request: Parts) -> Response {
+    let Parts { method, uri, version, headers, extensions, .. } = request;
     let handshake = if method == Method::GET { ws::handshake(version, &headers) } else { Ok(None) };
     let key = match handshake {
         Ok(key) => key,
@@ -43,6 +36,7 @@ pub(super) async fn enter(
             Error::UnknownChannel.into_response()
         };
     };
+    let peer = extensions.get().map(|PeerAddr(peer)| peer.ip());
     let asking = Asking { query, headers, peer };
     if let Some(key) = key {
         return sockets::open(mastodon, &key, &asking).await.unwrap_or_else(refusal::of_handshake);
@@ -55,16 +49,9 @@ pub(super) async fn enter(
 }
 
 /// Where other dialects are spoken too.
-pub(super) async fn enter_or_not_found(
-    state: State<Arc<Mastodon>>,
-    peer: Option<Extension<PeerAddr>>,
-    method: Method,
-    version: Version,
-    uri: Uri,
-    headers: HeaderMap,
-) -> Response {
-    match ws::handshake(version, &headers) {
-        Ok(Some(_)) => enter(state, peer, method, version, uri, headers).await,
+pub(super) async fn enter_or_not_found(state: State<Arc<Mastodon>>, request: Parts) -> Response {
+    match ws::handshake(request.version, &request.headers) {
+        Ok(Some(_)) => enter(state, request).await,
         _ => Problem::not_found("there is nothing here").into_response(),
     }
 }

@@ -75,13 +75,16 @@ impl Mastodon {
         let shutdown = context.shutdown.clone();
         let refresh = viewers::refresh(Arc::clone(&viewers), nudged, Arc::clone(&entrance.reactors));
         context.spawn(cancelled_with(shutdown.clone(), refresh));
+        let (tokens, due) = Tokens::new();
+        let look = tokens::look(pool.clone(), Arc::clone(&entrance.reactors), due);
+        context.spawn(cancelled_with(shutdown.clone(), look));
         let redis = redis::Redis {
             source: config.redis.clone(),
             prefix: config.prefix(),
             state: Arc::clone(&state),
             reactors: Arc::clone(&entrance.reactors),
             viewers: Arc::clone(&viewers),
-            tokens: Tokens::new(pool.clone(), Arc::clone(&entrance.reactors)),
+            tokens,
         };
         context.essential("redis", redis.run(asked.wants, shutdown.clone()));
         watch_health(context, &state);

@@ -112,7 +112,7 @@ pub(super) struct Redis {
     pub(super) state: Arc<State>,
     pub(super) reactors: Arc<Reactors>,
     pub(super) viewers: Arc<Viewers>,
-    pub(super) tokens: Arc<Tokens>,
+    pub(super) tokens: Tokens,
 }
 
 /// One connection for messages, one for keys.

@@ -6,54 +6,53 @@ use crate::{
     reactor::{Mail, Reactors},
 };
 use cratemill_store::{bulk::Pool, mastodon};
-use std::{
-    collections::HashSet,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
-use tokio::time::sleep;
+use std::{collections::HashSet, sync::Arc, time::Duration};
+use tokio::{sync::watch, time::sleep};
 
 /// Tokens of one statement.
 const AT_ONCE: usize = 1_000;
 /// A copy of the database that is behind may not have a token that another one had.
 const BETWEEN: Duration = Duration::from_secs(5);
 
+/// Those that are to be looked at.
 #[derive(Debug)]
-pub(super) struct Tokens {
-    pool: Pool,
-    reactors: Arc<Reactors>,
-    /// They are being looked at.
-    busy: AtomicBool,
-}
+pub(super) struct Tokens(watch::Sender<Vec<i64>>);
 
 impl Tokens {
-    pub(super) fn new(pool: Pool, reactors: Arc<Reactors>) -> Arc<Self> {
-        Arc::new(Self { pool, reactors, busy: AtomicBool::new(false) })
+    pub(super) fn new() -> (Self, watch::Receiver<Vec<i64>>) {
+        let (sender, due) = watch::channel(Vec::new());
+        (Self(sender), due)
     }
 
-    /// Those whose channels these are. Nobody waits for it: if the database does not answer, the next look is soon.
-    pub(super) fn check(self: &Arc<Self>, channels: &[Channel]) {
+    /// Those whose channels these are, and no others any more. Nobody waits for it: if the database does not answer, the
+    /// next look is soon.
+    pub(super) fn check(&self, channels: &[Channel]) {
         let token = |channel: &Channel| match channel {
             Channel::AccessToken(token) => Some(token.0),
             _ => None,
         };
-        let tokens: Vec<i64> = channels.iter().filter_map(token).collect();
-        if tokens.is_empty() || self.busy.swap(true, Ordering::AcqRel) {
-            return;
-        }
-        let this = Arc::clone(self);
-        tokio::spawn(async move {
-            if let Err(error) = this.look_twice(&tokens).await {
-                tracing::warn!(%error, "cannot see whether tokens are good still");
-            }
-            this.busy.store(false, Ordering::Release);
-        });
+        self.0.send_replace(channels.iter().filter_map(token).collect());
     }
+}
 
-    async fn look_twice(&self, tokens: &[i64]) -> Result<(), mastodon::Error> {
+/// Looks whenever there is something to look at.
+pub(super) async fn look(pool: Pool, reactors: Arc<Reactors>, mut due: watch::Receiver<Vec<i64>>) {
+    let look = Look { pool, reactors };
+    while due.changed().await.is_ok() {
+        let tokens = due.borrow_and_update().clone();
+        if let Err(error) = look.twice(&tokens).await {
+            tracing::warn!(%error, "cannot see whether tokens are good still");
+        }
+    }
+}
+
+struct Look {
+    pool: Pool,
+    reactors: Arc<Reactors>,
+}
+
+impl Look {
+    async fn twice(&self, tokens: &[i64]) -> Result<(), mastodon::Error> {
         let bad = self.bad(tokens).await?;
         if bad.is_empty() {
             return Ok(());

@@ -113,28 +113,26 @@ impl Viewers {
         )
     }
 
-    /// With rules that can be used.
+    /// With rules that can be used, or that are being read.
     pub(super) async fn get(&self, account: AccountId) -> Result<Arc<Viewer>, Error> {
         let known = self.lock().get(&account).and_then(Weak::upgrade);
         if let Some(viewer) = known.filter(|viewer| viewer.rules(Instant::now()).is_some()) {
             return Ok(viewer);
         }
-        loop {
-            let (missed, as_of) = (self.missed.load(Ordering::Acquire), Instant::now());
-            let mut read = mastodon::rules(&self.pool, &[account.0]).await?;
-            let new = read.remove(&account.0).unwrap_or_default();
-            let mut all = self.lock();
-            // If its rules are too old, they are being read.
-            if let Some(viewer) = all.get(&account).and_then(Weak::upgrade) {
-                return Ok(viewer);
-            }
-            // Perhaps these were changed: they may have been read before or after.
-            if missed == self.missed.load(Ordering::Acquire) {
-                let viewer = Arc::new(Viewer::new(account, new, as_of));
-                all.insert(account, Arc::downgrade(&viewer));
-                return Ok(viewer);
-            }
+        let (missed, as_of) = (self.missed.load(Ordering::Acquire), Instant::now());
+        let mut read = mastodon::rules(&self.pool, &[account.0]).await?;
+        let new = read.remove(&account.0).unwrap_or_default();
+        let mut all = self.lock();
+        if let Some(viewer) = all.get(&account).and_then(Weak::upgrade) {
+            return Ok(viewer);
         }
+        let viewer = Arc::new(Viewer::new(account, new, as_of));
+        all.insert(account, Arc::downgrade(&viewer));
+        // Perhaps these were changed: they may have been read before or after.
+        if missed != self.missed.load(Ordering::Acquire) {
+            self.void(&viewer);
+        }
+        Ok(viewer)
     }
 
     /// The filters of this account are others now: what comes from now on is judged by those.
@@ -144,10 +142,14 @@ impl Viewers {
             self.missed.fetch_add(1, Ordering::AcqRel);
             return;
         };
+        self.void(&viewer);
+    }
+
+    /// They are read anew, and what comes meanwhile waits.
+    fn void(&self, viewer: &Viewer) {
         viewer.changes.fetch_add(1, Ordering::AcqRel);
-        drop(all);
         // Whoever takes them ends with the process.
-        let _ = self.to_read.send(account);
+        let _ = self.to_read.send(viewer.account);
     }
 
     /// What Mastodon said meanwhile was not heard.

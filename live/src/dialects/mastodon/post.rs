@@ -25,7 +25,7 @@ pub struct Post {
     encoded: Mutex<SmallVec<[(Kind, Bytes); 2]>>,
 }
 
-/// Frames that are kept: nobody sees a stream's name in more spellings.
+/// Frames that are kept: hardly anybody spells a tag in more ways.
 const MAX_ENCODED: usize = 8;
 
 /// Which of its frames: of a stream over WebSocket, or the event.
