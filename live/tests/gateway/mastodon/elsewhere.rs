@@ -94,6 +94,30 @@ async fn a_namespace_stands_before_all_names(pool: PgPool) {
     assert_eq!(events.number().await, 2);
 }
 
+/// Who is only what the node needs to be, and everybody else has to know a password that it was not told.
+#[sqlx::test(migrations = false)]
+async fn redis_lets_in_who_has_its_name_and_password(pool: PgPool) {
+    let scene = Scene::start(&pool).await;
+    let mut publisher = scene.publisher().await;
+    let commands = "+subscribe +unsubscribe +set +ping +select +client";
+    let rights = format!("ACL SETUSER streaming on >secret ~subscribed:* &timeline:* {commands}");
+    for command in [&*rights, "CONFIG SET requirepass other"] {
+        publisher.command(command).await;
+    }
+    let port = scene.redis.address().port().to_string();
+    let parts = [("REDIS_URL", ""), ("REDIS_HOST", "127.0.0.1"), ("REDIS_PORT", &*port), ("REDIS_DB", "0")];
+    let of_user = [&parts[..], &[("REDIS_USER", "streaming"), ("REDIS_PASSWORD", "secret")]].concat();
+    // Nobody but the password: that is the default user's.
+    let of_all = [&parts[..], &[("REDIS_PASSWORD", "other")]].concat();
+    for (account, env) in [(1, of_user), (2, of_all)] {
+        let node = scene.node_with(&env).await;
+        let mut events = Events::open(&node, "user", account, "").await;
+        publisher.is_announced(&format!("subscribed:timeline:{account}")).await;
+        publisher.status(&format!("timeline:{account}"), 9, 1).await;
+        assert_eq!(events.number().await, 1);
+    }
+}
+
 /// Each with its own database: ours is not Mastodon's.
 #[sqlx::test(migrations = "../migrations")]
 async fn it_is_spoken_beside_other_dialects(pool: PgPool) {

@@ -1,6 +1,8 @@
 //! Mastodon's streaming API: a Redis and a database as a Mastodon has them, nodes that need nothing else, and clients.
 
+mod drain;
 mod elsewhere;
+mod held;
 mod limits;
 mod outage;
 mod people;
@@ -100,6 +102,14 @@ impl Publisher {
     pub(crate) async fn connect(redis: &Redis) -> Self {
         let client = redis::Client::open(redis.url()).unwrap();
         Self(client.get_multiplexed_async_connection().await.unwrap())
+    }
+
+    /// Of Redis, as one would type it.
+    pub(crate) async fn command(&mut self, text: &str) {
+        let mut words = text.split(' ');
+        let mut command = redis::cmd(words.next().unwrap());
+        command.arg(words.collect::<Vec<_>>());
+        command.exec_async(&mut self.0).await.unwrap();
     }
 
     /// Returns how many nodes have been told.

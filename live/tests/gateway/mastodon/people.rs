@@ -46,6 +46,19 @@ impl Socket {
         timeout(PATIENCE, next).await.expect("a message in time")
     }
 
+    /// The code and the words with which it is closed, and nothing before.
+    pub(crate) async fn farewell(&mut self) -> (u16, String) {
+        loop {
+            match timeout(PATIENCE, self.0.next()).await.expect("an end in time") {
+                Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
+                Some(Ok(Message::Close(Some(frame)))) => {
+                    return (frame.code.into(), frame.reason.as_str().to_owned());
+                }
+                other => panic!("no end but {other:?}"),
+            }
+        }
+    }
+
     /// The id of the status that comes next.
     pub(crate) async fn number(&mut self) -> u64 {
         let message = self.next().await.expect("a status");
@@ -83,6 +96,17 @@ impl Events {
         timeout(PATIENCE, begun).await.expect("it begins");
         this.buffer.drain(..3);
         this
+    }
+
+    /// All that comes until it ends, but for signs of life.
+    pub(crate) async fn farewell(mut self) -> String {
+        let ended = async {
+            while let Some(bytes) = self.response.chunk().await.unwrap() {
+                self.buffer.push_str(std::str::from_utf8(&bytes).unwrap());
+            }
+        };
+        timeout(PATIENCE, ended).await.expect("an end in time");
+        self.buffer.replace(":thump\n\n", "")
     }
 
     async fn read(&mut self) {
