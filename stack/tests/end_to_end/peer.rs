@@ -14,8 +14,11 @@ use cratemill_stack::{client::Client, cluster::Cluster};
 use futures_util::{SinkExt, StreamExt};
 use serde_json::json;
 use ssh_key::{Algorithm, HashAlg, LineEnding, PrivateKey, rand_core::OsRng};
-use std::time::Duration;
-use tokio::net::{TcpSocket, TcpStream};
+use std::time::{Duration, Instant};
+use tokio::{
+    net::{TcpSocket, TcpStream},
+    time::timeout,
+};
 use tokio_tungstenite::{
     MaybeTlsStream, WebSocketStream, client_async, connect_async,
     tungstenite::{self, Message, client::IntoClientRequest, handshake::client::Request, http::StatusCode},
@@ -34,6 +37,8 @@ pub(super) struct Peer {
     pub(super) key: PrivateKey,
     server: String,
     targets: Vec<Target>,
+    /// How often the server wants a sign of life.
+    heartbeat: Duration,
 }
 
 /// Opens a socket at the load balancer, offering `subprotocols`.
@@ -83,7 +88,7 @@ impl Peer {
         let server = cluster.lb_url();
         let socket = Box::new(open(address, Some(encoding.subprotocol())).await.unwrap());
         let targets = cluster.targets().iter().map(|target| Target::parse(target.clone()).unwrap()).collect();
-        Self { socket, encoding, key, server, targets }
+        Self { socket, encoding, key, server, targets, heartbeat: PATIENCE }
     }
 
     /// Past the load balancer, with next to no room for what it does not read.
@@ -95,7 +100,7 @@ impl Peer {
         let request = upgrade(&format!("http://{address}"), Some(encoding.subprotocol()));
         let socket = Box::new(client_async(request, stream).await.unwrap().0);
         let targets = cluster.targets().iter().map(|target| Target::parse(target.clone()).unwrap()).collect();
-        Self { socket, encoding, key, server: cluster.lb_url(), targets }
+        Self { socket, encoding, key, server: cluster.lb_url(), targets, heartbeat: PATIENCE }
     }
 
     pub(super) async fn send(&mut self, message: &ClientMessage) {
@@ -119,7 +124,7 @@ impl Peer {
                 }
             }
         };
-        tokio::time::timeout(PATIENCE, read).await.expect("a message within the test's patience")
+        timeout(PATIENCE, read).await.expect("a message within the test's patience")
     }
 
     pub(super) async fn wait_for<T>(&mut self, wanted: impl Fn(&ServerMessage) -> Option<T>) -> T {
@@ -180,7 +185,10 @@ impl Peer {
         let response = self.response(&challenge);
         self.send(&response).await;
         match self.next().await {
-            ServerMessage::Welcome(welcome) => welcome,
+            ServerMessage::Welcome(welcome) => {
+                self.heartbeat = Duration::from_secs(welcome.heartbeat_s.into());
+                welcome
+            }
             other => panic!("{other:?}"),
         }
     }
@@ -210,15 +218,19 @@ impl Peer {
         }
     }
 
-    /// Asks for one job, waits for it and accepts it.
+    /// Asks for one job, waits for it with the heartbeats of who has none, and accepts it. A request that the bus has
+    /// mislaid takes longer than a server waits for who is silent.
     pub(super) async fn take_job(&mut self) -> Job {
         self.send(&ClientMessage::JobRequest { slots: 1 }).await;
-        let job = self
-            .wait_for(|message| match message {
-                ServerMessage::Jobs { jobs } => jobs.first().cloned(),
-                _ => None,
-            })
-            .await;
+        let deadline = Instant::now() + PATIENCE;
+        let job = loop {
+            match timeout(self.heartbeat, self.next()).await {
+                Ok(ServerMessage::Jobs { mut jobs }) if !jobs.is_empty() => break jobs.swap_remove(0),
+                Ok(message) => assert!(!matches!(message, ServerMessage::Close { .. }), "{message:?}"),
+                Err(_) => self.beat(&[]).await,
+            }
+            assert!(Instant::now() < deadline, "no job within the test's patience");
+        };
         self.send(&ClientMessage::JobAccepted(of(&job))).await;
         job
     }
