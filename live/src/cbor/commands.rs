@@ -15,7 +15,7 @@ use cratemill_protocol::{SubscriptionId, publication::Nonce, subjects};
 use cratemill_service::bus::{Error, Numbered};
 use cratemill_store::{
     patience::in_time,
-    pubsub::members::{self, Joined},
+    pubsub::members::{self, Joined, Left},
 };
 use std::{collections::HashMap, sync::Arc, time::Duration};
 use tokio::time::timeout;
@@ -188,12 +188,17 @@ async fn unsubscribe(
         hang_up(cbor, who);
         no_database(&error)
     })?;
-    let Some(left) = left else {
-        return Err((Code::UnknownSubscription, "not subscribed".into()));
+    let groups = match left {
+        Left::Done(groups) => groups,
+        Left::NotThere => return Err((Code::UnknownSubscription, "not subscribed".into())),
+        Left::Superseded => {
+            attach::hang_up(cbor, session);
+            return Ok(());
+        }
     };
     cbor.gateway.reactors.answer(who, Answer::Unfollow(subscription));
     cbor.queues.leave(session, subscription);
-    for group in left {
+    for group in groups {
         cbor.queues.remove(group).await;
     }
     Ok(())

@@ -21,6 +21,16 @@ pub enum Joined {
     Superseded,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Left {
+    /// The ids of groups that are gone with it.
+    Done(Vec<i64>),
+    /// The session had none of it.
+    NotThere,
+    /// Another connection has the session.
+    Superseded,
+}
+
 /// Subscribes a session in this epoch, which makes the subscription if it is not there. In a transaction of the caller's.
 pub async fn join(
     conn: &mut PgConnection,
@@ -40,16 +50,13 @@ pub async fn join(
     .fetch_optional(&mut *conn)
     .await?;
     let Some((count, groups)) = count else { return Ok(Joined::Superseded) };
-    sqlx::query("INSERT INTO pubsub_subscriptions (id) VALUES ($1) ON CONFLICT DO NOTHING")
-        .bind(subscription.0)
-        .execute(&mut *conn)
-        .await?;
-    // Whoever leaves it as the last waits for this, or this for it.
-    sqlx::query("SELECT FROM pubsub_subscriptions WHERE id = $1 FOR UPDATE")
-        .bind(subscription.0)
-        .fetch_optional(&mut *conn)
-        .await?
-        .ok_or(sqlx::Error::RowNotFound)?;
+    // Whoever leaves it as the last waits for this, or this for it and makes it again: hence the update, which locks it.
+    sqlx::query(
+        "INSERT INTO pubsub_subscriptions (id) VALUES ($1) ON CONFLICT (id) DO UPDATE SET id = excluded.id",
+    )
+    .bind(subscription.0)
+    .execute(&mut *conn)
+    .await?;
     let before: Option<i64> = sqlx::query_scalar(
         "SELECT since FROM pubsub_members WHERE session_id = $1 AND subscription_id = $2 AND \"group\" = $3",
     )
@@ -115,20 +122,20 @@ async fn group_id(
         .await
 }
 
-/// Ends all that a session has of a subscription, and the subscription if nobody has any of it then. Returns the ids of
-/// groups that are gone; nothing if the session had none of it, or is in another epoch. In a transaction of the caller's.
+/// Ends all that a session in this epoch has of a subscription, and the subscription if nobody has any of it then. In a
+/// transaction of the caller's.
 pub async fn leave(
     conn: &mut PgConnection,
     (session, epoch): (Uuid, i64),
     subscription: SubscriptionId,
-) -> sqlx::Result<Option<Vec<i64>>> {
+) -> sqlx::Result<Left> {
     let current = sqlx::query("SELECT FROM pubsub_sessions WHERE id = $1 AND epoch = $2 FOR UPDATE")
         .bind(session)
         .bind(epoch)
         .fetch_optional(&mut *conn)
         .await?;
     if current.is_none() {
-        return Ok(None);
+        return Ok(Left::Superseded);
     }
     sqlx::query("SELECT FROM pubsub_subscriptions WHERE id = $1 FOR UPDATE")
         .bind(subscription.0)
@@ -142,7 +149,7 @@ pub async fn leave(
     .fetch_all(&mut *conn)
     .await?;
     if groups.is_empty() {
-        return Ok(None);
+        return Ok(Left::NotThere);
     }
     let gone: Vec<i64> = sqlx::query_scalar(
         "DELETE FROM pubsub_groups g WHERE subscription_id = $1 AND NOT EXISTS (
@@ -159,7 +166,7 @@ pub async fn leave(
     .bind(subscription.0)
     .execute(conn)
     .await?;
-    Ok(Some(gone))
+    Ok(Left::Done(gone))
 }
 
 /// Whether anybody subscribes to it.

@@ -1,8 +1,12 @@
 //! Who is connected, and what it has.
 
-use super::Membership;
+use super::{
+    Membership,
+    members::{self, Left},
+};
+use cratemill_protocol::SubscriptionId;
 use sqlx::PgConnection;
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 use uuid::Uuid;
 
 /// A connection that has a session.
@@ -106,9 +110,14 @@ pub async fn forget(conn: &mut PgConnection, session: Uuid, after: Duration) -> 
     .await?;
     let mut gone = Vec::new();
     let Some(epoch) = epoch else { return Ok(gone) };
-    for Membership { subscription, .. } in memberships(&mut *conn, session).await? {
-        let left = super::members::leave(&mut *conn, (session, epoch), subscription).await?;
-        gone.extend(left.unwrap_or_default());
+    // Each once, and in the order in which everybody does it: others forget sessions that have the same ones.
+    let all = memberships(&mut *conn, session).await?;
+    let subscriptions: BTreeSet<Uuid> = all.iter().map(|membership| membership.subscription.0).collect();
+    for subscription in subscriptions {
+        let left = members::leave(&mut *conn, (session, epoch), SubscriptionId(subscription)).await?;
+        if let Left::Done(groups) = left {
+            gone.extend(groups);
+        }
     }
     sqlx::query("DELETE FROM pubsub_sessions WHERE id = $1").bind(session).execute(conn).await?;
     Ok(gone)
