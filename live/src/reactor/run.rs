@@ -253,6 +253,7 @@ impl Reactor {
         let Some(id) = self.table.put(slot) else { return };
         seat.keep();
         let early = self.enter(id, kind);
+        self.open_guest(id);
         let added = match self.table.get(id).and_then(|slot| slot.stream.as_ref()) {
             Some(stream) => self.epoll.add(stream, EpollEvent::new(LISTENING, id.into())),
             None => Ok(()),
@@ -261,7 +262,6 @@ impl Reactor {
             tracing::warn!(%error, "cannot wait for a socket");
             return self.close(id);
         }
-        self.open_guest(id);
         if self.is_guest(id) {
             self.listen(id);
         }
